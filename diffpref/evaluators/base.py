@@ -1,0 +1,57 @@
+"""What an evaluator is: images and prompts in, one score each out, independent of batch-mates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column of scores is to be read.
+
+    ``share`` marks values in [0, 1] that are shown in percent; ``per_image`` columns (text, say) are shown
+    beside an image and never averaged.
+    """
+
+    label: str
+    meaning: str
+    higher_is_better: bool = True
+    share: bool = False
+    per_image: bool = False
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """One way of scoring images. The score of an image never depends on the others of its batch."""
+
+    name: str
+    version: str
+    higher_is_better: bool
+    needs_prompt: bool
+    scale: str
+    fingerprint: str
+
+    def columns(self) -> dict[str, Column]:
+        """Meaning of the score (key ``name``) and of every detail (key ``name.detail``)."""
+        ...
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [N] of RGB images and their prompts, finite."""
+        ...
+
+
+@runtime_checkable
+class DetailedEvaluator(Evaluator, Protocol):
+    """An evaluator that also says why."""
+
+    def explain(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32] | list[str]]]:
+        """What ``score`` gives, and further columns by detail name, each [N]: numbers or short texts."""
+        ...

@@ -1,0 +1,180 @@
+"""Statistics for paired comparisons of two models over the same prompts.
+
+The unit is the **prompt**: scores of several seeds are averaged within their prompt first, and prompts (never
+images) are resampled, because images of one prompt are not independent draws of the population we speak about.
+
+Sources: B. Efron and R. Tibshirani, *An Introduction to the Bootstrap* (1993), ch. 13 (percentile interval);
+E. B. Wilson, JASA 22 (1927), 209-212 (score interval); B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol. Biol.
+9 (2010), art. 39 (permutation p-values are never zero); S. Holm, Scand. J. Statist. 6 (1979), 65-70.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as scipy_stats
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+_CHUNK = 4_000_000  # random numbers drawn at once: bounds memory at any number of prompts
+_EXACT_UP_TO = 12  # 2**12 sign patterns are fewer than RESAMPLES: enumerate them
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How often a candidate beat, tied with, or lost to the baseline, in prompts."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def total(self) -> int:
+        return self.wins + self.ties + self.losses
+
+    @property
+    def win_rate(self) -> float:
+        """``W = (wins + ties / 2) / N``: 0.5 means that neither is better."""
+        return (self.wins + self.ties / 2) / self.total
+
+
+def average_by_prompt(values: ArrayLike, prompt_ids: ArrayLike) -> tuple[NDArray, Floats]:
+    """Mean over the images of each prompt.
+
+    Args:
+        values: [N] or [N, K], one row per image.
+        prompt_ids: [N].
+
+    Returns:
+        The distinct ids in ascending order [P], and their means [P] or [P, K].
+    """
+    array = np.asarray(values, dtype=np.float64)
+    ids, inverse, counts = np.unique(np.asarray(prompt_ids), return_inverse=True, return_counts=True)
+    sums = np.zeros((len(ids), *array.shape[1:]))
+    np.add.at(sums, inverse, array)
+    return ids, sums / counts.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def count_outcomes(differences: ArrayLike, epsilon: float) -> Outcomes:
+    """Wins, ties and losses of per-prompt differences (candidate minus baseline, larger is better).
+
+    A difference of at most ``epsilon`` either way is a tie.
+    """
+    difference = _finite(differences)
+    wins, losses = int((difference > epsilon).sum()), int((difference < -epsilon).sum())
+    return Outcomes(wins, len(difference) - wins - losses, losses)
+
+
+def outcome_scores(differences: ArrayLike, epsilon: float) -> Floats:
+    """1 for a win, 0.5 for a tie, 0 for a loss; their mean is the win rate W."""
+    difference = np.asarray(differences, dtype=np.float64)
+    return 0.5 + 0.5 * ((difference > epsilon).astype(np.float64) - (difference < -epsilon))
+
+
+def wilson_interval(win_rate: float, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a proportion.
+
+    With ties counted half the outcomes vary less than a coin's, so the interval is then a little too wide:
+    on the safe side.
+    """
+    if total < 1 or not 0 <= win_rate <= 1:
+        raise ValueError("a win rate in [0, 1] over at least one prompt is needed")
+    z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
+    centre = (win_rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * np.sqrt(win_rate * (1 - win_rate) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def bootstrap_means(
+    values: ArrayLike, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> Floats:
+    """Percentile bootstrap intervals of column means, prompts resampled with replacement.
+
+    All columns share one set of resamples, so columns stay paired (a difference's interval is the interval of
+    the difference) and a whole report costs one matrix product. Equals ``scipy.stats.bootstrap`` with
+    ``method="percentile"`` column by column, up to resampling noise.
+
+    Args:
+        values: [P] or [P, K], one row per prompt.
+
+    Returns:
+        [2] or [K, 2]: lower and upper end.
+    """
+    array = _finite(values)
+    columns = array.reshape(len(array), -1)
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            _resample_counts(generator, size, len(columns)) @ columns / len(columns)
+            for size in _chunks(resamples, len(columns))
+        ]
+    )
+    tail = (1 - confidence) / 2
+    ends = np.quantile(means, [tail, 1 - tail], axis=0).T
+    return ends[0] if array.ndim == 1 else ends
+
+
+def sign_flip_p(differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Two-sided p-values of paired differences under random flips of sign (mean as the statistic).
+
+    The null hypothesis: exchanging candidate and baseline on any prompt changes nothing. Up to 12 prompts all
+    sign patterns are enumerated; above, ``p = (1 + k) / (1 + resamples)`` (Phipson and Smyth), never zero.
+
+    Args:
+        differences: [P] or [P, K].
+
+    Returns:
+        [] or [K].
+    """
+    array = _finite(differences)
+    columns = array.reshape(len(array), -1)
+    prompts = len(columns)
+    # Sums of floats in another order differ in the last bits; equal statistics must count as equal.
+    observed = np.abs(columns.sum(axis=0)) * (1 - 1e-12) - 1e-15 * np.abs(columns).sum(axis=0)
+    if prompts <= _EXACT_UP_TO:
+        patterns = np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1
+        p = (np.abs((1.0 - 2.0 * patterns) @ columns) >= observed).mean(axis=0)
+    else:
+        generator = np.random.default_rng(seed)
+        extreme = np.zeros(columns.shape[1])
+        for size in _chunks(resamples, prompts):
+            signs = 1.0 - 2.0 * generator.integers(0, 2, size=(size, prompts), dtype=np.int8)
+            extreme += (np.abs(signs @ columns) >= observed).sum(axis=0)
+        p = (1 + extreme) / (1 + resamples)
+    return np.asarray(p[0] if array.ndim == 1 else p)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's step-down adjusted p-values: compare each to the level to hold the family-wise error.
+
+    ``adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))`` over the sorted p-values.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return adjusted
+
+
+def _finite(values: ArrayLike) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError("scores must be finite numbers of at least one prompt")
+    return array
+
+
+def _chunks(resamples: int, prompts: int) -> list[int]:
+    size = max(1, _CHUNK // prompts)
+    return [min(size, resamples - start) for start in range(0, resamples, size)]
+
+
+def _resample_counts(generator: np.random.Generator, size: int, prompts: int) -> Floats:
+    """[size, prompts]: how often each prompt stands in each resample."""
+    drawn = generator.integers(0, prompts, size=(size, prompts))
+    flat = (drawn + np.arange(size)[:, None] * prompts).ravel()
+    return np.bincount(flat, minlength=size * prompts).reshape(size, prompts).astype(np.float64)

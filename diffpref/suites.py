@@ -1,0 +1,246 @@
+"""Prompt suites: which prompts, seeds and sampler settings a set of images is made with.
+
+A suite is one TOML file::
+
+    name = "tiny"
+    description = "Held-out prompts of the small world, six kinds."
+    license = "Apache-2.0"
+    scheduler = "ddim"        # ddim, euler, dpmsolver++ or pndm
+    steps = 20
+    guidance = 5.0
+    width = 64
+    height = 64
+    negative_prompt = ""
+    seeds = [0]               # each prompt is drawn once per seed
+
+    [[prompts]]
+    text = "a red circle left of a blue square"
+    kind = "position"         # tables are split by kind
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffpref.errors import UserError, nearest
+from diffpref.paths import fingerprint, share_dir
+
+SCHEDULERS = ("ddim", "euler", "dpmsolver++", "pndm")
+_SEED_STRIDE = 1_000_003  # a prime well above any suite's number of prompts
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a suite. ``id`` is its position in the file, ``kind`` the row it counts in."""
+
+    id: int
+    text: str
+    kind: str = "all"
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image that a suite asks for; ``seed`` gives the same image in plain diffusers."""
+
+    id: str
+    prompt: Prompt
+    sample: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"images/{self.id}.png"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts and the sampler settings that give their scores a meaning."""
+
+    name: str
+    scheduler: str
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    prompts: tuple[Prompt, ...] = field(repr=False)
+    description: str = ""
+    license: str = ""
+    negative_prompt: str = ""
+    seeds: tuple[int, ...] = (0,)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the prompts that decides what the images look like."""
+        values = asdict(self)
+        for key in ("prompts", "description", "license"):
+            del values[key]
+        return {**values, "seeds": list(self.seeds)}
+
+    def fingerprint(self) -> str:
+        """sha256 of settings and prompts; changes when any image of the suite would."""
+        return fingerprint({**self.settings(), "prompts": [[p.text, p.kind] for p in self.prompts]})
+
+    def images(self, limit: int = 0) -> list[PlannedImage]:
+        """The images in order, prompt by prompt; ``limit`` keeps the first prompts (0: all)."""
+        prompts = self.prompts[:limit] if limit else self.prompts
+        return [
+            PlannedImage(f"{prompt.id:05d}-s{sample}", prompt, sample, image_seed(sample, prompt.id))
+            for prompt in prompts
+            for sample in self.seeds
+        ]
+
+
+def image_seed(sample: int, prompt_id: int) -> int:
+    """Seed of the initial noise of one image: ``sample * 1000003 + prompt_id``.
+
+    Every model draws a prompt from the same noise, so differences between models are paired; each prompt
+    has noise of its own, so prompts are independent of one another, as the intervals over prompts assume.
+    """
+    return sample * _SEED_STRIDE + prompt_id
+
+
+def load_suite(name_or_path: str | Path) -> Suite:
+    """Read a shipped suite by name (``"tiny"``) or a TOML file by path.
+
+    Raises:
+        UserError: no such suite, not TOML, or a key that is unknown, missing, mistyped or out of range.
+    """
+    path = _find(str(name_or_path))
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file", why=str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot read the suite {path}", why=str(error.strerror)) from error
+    return _Reader(path).suite(table)
+
+
+def shipped_suites() -> list[str]:
+    """Names of the suites that come with diffpref."""
+    return sorted(path.stem for path in (share_dir("eval") / "suites").glob("*.toml"))
+
+
+def name_hint(name: str, known: Iterable[str]) -> str:
+    """What helps with a misspelt name: the nearest known one, and all of them."""
+    names = sorted(known)
+    close = nearest(name, names)
+    listed = f"known: {', '.join(names) if names else 'none'}"
+    return f"did you mean {close!r}? {listed}" if close else listed
+
+
+def _find(spec: str) -> Path:
+    path = Path(spec)
+    if path.is_file():
+        return path
+    if path.suffix != ".toml" and "/" not in spec:
+        shipped = share_dir("eval") / "suites" / f"{spec}.toml"
+        if shipped.is_file():
+            return shipped
+        raise UserError(f"there is no suite named {spec!r}", fix=name_hint(spec, shipped_suites()))
+    beside = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    raise UserError(f"there is no suite file {spec}", fix=name_hint(path.name, beside or shipped_suites()))
+
+
+class _Reader:
+    """Strict reading of one table; every complaint names file, key and what would be right."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def suite(self, table: dict[str, Any]) -> Suite:
+        known = {
+            "name", "description", "license", "scheduler", "steps", "guidance", "width", "height",
+            "negative_prompt", "seeds", "prompts",
+        }  # fmt: skip
+        self._only(table, known, "")
+        scheduler = self._text(table, "scheduler", "ddim")
+        if scheduler not in SCHEDULERS:
+            raise self._wrong("scheduler", f"{scheduler!r} is unknown", name_hint(scheduler, SCHEDULERS))
+        return Suite(
+            name=self._text(table, "name", self.path.stem),
+            description=self._text(table, "description", ""),
+            license=self._text(table, "license", ""),
+            scheduler=scheduler,
+            steps=self._integer(table, "steps", 1, 1000),
+            guidance=self._guidance(table),
+            width=self._side(table, "width"),
+            height=self._side(table, "height"),
+            negative_prompt=self._text(table, "negative_prompt", ""),
+            seeds=self._seeds(table),
+            prompts=self._prompts(table),
+        )
+
+    def _wrong(self, key: str, why: str, fix: str = "") -> UserError:
+        return UserError(f"{self.path}: {key}", why=why, fix=fix)
+
+    def _only(self, table: dict[str, Any], known: set[str], where: str) -> None:
+        for key in table:
+            if key not in known:
+                raise self._wrong(f"{where}{key}", "unknown key", name_hint(key, known))
+
+    def _text(self, table: dict[str, Any], key: str, default: str) -> str:
+        value = table.get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, f"must be text, not {value!r}")
+        return value
+
+    def _integer(self, table: dict[str, Any], key: str, low: int, high: int) -> int:
+        if key not in table:
+            raise self._wrong(key, "missing", f"give a whole number from {low} to {high}")
+        value = table[key]
+        if type(value) is not int or not low <= value <= high:
+            raise self._wrong(key, f"must be a whole number from {low} to {high}, not {value!r}")
+        return value
+
+    def _side(self, table: dict[str, Any], key: str) -> int:
+        value = self._integer(table, key, 8, 8192)
+        if value % 8:
+            raise self._wrong(key, f"must be a multiple of 8, not {value}", f"use {round(value / 8) * 8}")
+        return value
+
+    def _guidance(self, table: dict[str, Any]) -> float:
+        if "guidance" not in table:
+            raise self._wrong("guidance", "missing", "give a number from 0 to 100, such as 7.5")
+        value = table["guidance"]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not 0 <= value <= 100:
+            raise self._wrong("guidance", f"must be a number from 0 to 100, not {value!r}")
+        return float(value)
+
+    def _seeds(self, table: dict[str, Any]) -> tuple[int, ...]:
+        seeds = table.get("seeds", [0])
+        if not isinstance(seeds, list) or not seeds:
+            raise self._wrong("seeds", "must be a list with at least one seed, such as [0]")
+        for seed in seeds:
+            if type(seed) is not int or not 0 <= seed < 2**31:
+                raise self._wrong("seeds", f"a seed is a whole number from 0 to 2147483647, not {seed!r}")
+        if len(set(seeds)) != len(seeds):
+            raise self._wrong("seeds", "a seed stands twice: the same image would count twice")
+        return tuple(seeds)
+
+    def _prompts(self, table: dict[str, Any]) -> tuple[Prompt, ...]:
+        rows = table.get("prompts")
+        if not isinstance(rows, list) or not rows:
+            raise self._wrong("prompts", "there are none", "add [[prompts]] tables with text and kind")
+        prompts: list[Prompt] = []
+        seen: dict[str, int] = {}
+        for index, row in enumerate(rows):
+            where = f"prompts[{index}]."
+            if not isinstance(row, dict):
+                raise self._wrong(where[:-1], "must be a table with text and kind")
+            self._only(row, {"text", "kind"}, where)
+            text, kind = row.get("text"), row.get("kind", "all")
+            if not isinstance(text, str) or not text.strip():
+                raise self._wrong(f"{where}text", "must be text that is not empty")
+            if not isinstance(kind, str) or not kind.strip():
+                raise self._wrong(f"{where}kind", "must be text that is not empty")
+            if text in seen:
+                why = f"{text!r} stands at prompts[{seen[text]}] too: it would count as two independent prompts"
+                raise self._wrong(f"{where}text", why, "for more images of a prompt add seeds")
+            seen[text] = index
+            prompts.append(Prompt(index, text, kind))
+        return tuple(prompts)

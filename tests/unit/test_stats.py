@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from diffpref.evaluators import stats
+
+
+def test_images_of_a_prompt_are_averaged_before_anything_else() -> None:
+    ids, means = stats.average_by_prompt([1.0, 3.0, 10.0, 5.0], [7, 7, 2, 2])
+    assert ids.tolist() == [2, 7]
+    assert means.tolist() == [7.5, 2.0]
+    _, columns = stats.average_by_prompt([[1.0, 0.0], [3.0, 1.0]], [4, 4])
+    assert columns.tolist() == [[2.0, 0.5]]
+
+
+def test_outcomes_count_a_difference_of_epsilon_as_a_tie() -> None:
+    outcomes = stats.count_outcomes([0.5, 0.1, -0.1, 0.0, -0.3], epsilon=0.1)
+    assert (outcomes.wins, outcomes.ties, outcomes.losses) == (1, 3, 1)
+    assert outcomes.win_rate == (1 + 3 / 2) / 5
+    assert stats.outcome_scores([0.5, 0.1, -0.1, 0.0, -0.3], 0.1).tolist() == [1, 0.5, 0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize(("wins", "total"), [(0, 10), (10, 10), (61, 100), (1, 1), (330, 600)])
+def test_wilson_interval_equals_scipy(wins: int, total: int) -> None:
+    expected = scipy_stats.binomtest(wins, total).proportion_ci(0.95, method="wilson")
+    assert stats.wilson_interval(wins / total, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_bootstrap_equals_scipy_up_to_resampling_noise() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=(80, 2))
+    ours = stats.bootstrap_means(values, resamples=40_000)
+    for column in range(2):
+        theirs = scipy_stats.bootstrap(
+            (values[:, column],), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(8)
+        ).confidence_interval
+        assert ours[column] == pytest.approx((theirs.low, theirs.high), abs=0.012)
+
+
+def test_bootstrap_of_constant_scores_has_no_width_and_its_seed_fixes_it() -> None:
+    assert stats.bootstrap_means([0.25] * 9).tolist() == [0.25, 0.25]
+    values = np.random.default_rng(0).normal(size=50)
+    first = stats.bootstrap_means(values, seed=5)
+    assert first.tolist() == stats.bootstrap_means(values, seed=5).tolist()
+    assert first.tolist() != stats.bootstrap_means(values, seed=6).tolist()
+    # a column's interval does not depend on the columns beside it
+    assert stats.bootstrap_means(np.stack([values, values**2], 1), seed=5)[0] == pytest.approx(first, abs=1e-12)
+
+
+def test_bootstrap_interval_covers_the_true_mean_19_times_in_20() -> None:
+    generator = np.random.default_rng(20)
+    # 1000 studies of 100 prompts at once: studies are columns, each an independent draw of utility differences
+    studies = generator.beta(2, 3, size=(100, 1000)) - generator.beta(2, 3, size=(100, 1000)) + 0.03
+    low, high = stats.bootstrap_means(studies, resamples=2000).T
+    assert 0.93 <= np.mean((low <= 0.03) & (high >= 0.03)) <= 0.97
+
+
+def test_bootstrap_chunks_do_not_change_the_number_of_resamples() -> None:
+    assert sum(stats._chunks(10_000, 3200)) == 10_000
+    assert max(stats._chunks(10_000, 3200)) * 3200 <= stats._CHUNK
+
+
+def test_sign_flip_p_of_three_prompts_by_hand() -> None:
+    # |+-1 +-2 +-3| reaches 6 in 2 of 8 patterns, and reaches |1 + 2 - 3| = 0 in all of them
+    assert stats.sign_flip_p([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert stats.sign_flip_p([1.0, 2.0, -3.0]) == pytest.approx(1.0)
+    # 0.1 + 0.2 is not 0.3 in floating point; the two patterns of equal size must still both count
+    assert stats.sign_flip_p([0.1, 0.2, 0.3]) == pytest.approx(2 / 8)
+
+
+def test_sign_flip_p_equals_scipys_permutation_test() -> None:
+    generator = np.random.default_rng(4)
+    base = generator.normal(size=40)
+    candidate = base + generator.normal(0.25, 1.0, size=40)
+    theirs = scipy_stats.permutation_test(
+        (candidate, base),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).pvalue
+    assert stats.sign_flip_p(candidate - base, resamples=20_000) == pytest.approx(theirs, abs=0.012)
+
+
+def test_sign_flip_p_is_one_without_differences_and_never_zero() -> None:
+    assert stats.sign_flip_p(np.zeros(50)) == 1.0
+    assert stats.sign_flip_p(np.ones(50), resamples=999) == pytest.approx(1 / 1000)
+
+
+def test_sign_flip_p_is_uniform_when_nothing_differs() -> None:
+    noise = np.random.default_rng(2).normal(size=(30, 1000))
+    assert 0.03 <= np.mean(stats.sign_flip_p(noise, resamples=2000) < 0.05) <= 0.07
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.5 -> 4*0.01, 3*0.02, max(0.06, 2*0.03), 0.5
+    assert stats.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert stats.holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_statistics_of_nothing_or_of_nan_are_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError):
+        stats.bootstrap_means(values)
+    with pytest.raises(ValueError):
+        stats.sign_flip_p(values)
