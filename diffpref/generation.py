@@ -36,7 +36,9 @@ class _Folder:
         manifest = self.path / MANIFEST
         if not manifest.exists():
             if (self.path / ROWS).exists():
-                raise UserError(f"{self.path} holds {ROWS} but no {MANIFEST}", fix="choose another --out folder")
+                raise UserError(
+                    f"{self.path} holds {ROWS} but no {MANIFEST}", fix="choose another --out folder"
+                )
             atomic_write_text(manifest, json.dumps(settings, indent=2) + "\n")
             return
         differences = settings_difference(_compared(read_manifest(self.path)), _compared(settings))
@@ -96,8 +98,12 @@ def generate(
     plan_of = load_suite(suite)
     out = Path(out)
     if limit < 0 or batch < 1:
-        raise UserError("--limit must be at least 0 and --batch at least 1", why=f"limit {limit}, batch {batch}")
-    loaded = pipelines.load_pipeline(model, lora=lora, device=device, dtype=dtype, scheduler=plan_of.scheduler)
+        raise UserError(
+            "--limit must be at least 0 and --batch at least 1", why=f"limit {limit}, batch {batch}"
+        )
+    loaded = pipelines.load_pipeline(
+        model, lora=lora, device=device, dtype=dtype, scheduler=plan_of.scheduler
+    )
     folder = _Folder(out)
     plan = plan_of.images(limit)
     try:
@@ -114,7 +120,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder / MANIFEST} cannot be read", why=str(error), fix="make the folder with diffpref generate"
+            f"{folder / MANIFEST} cannot be read",
+            why=str(error),
+            fix="make the folder with diffpref generate",
         ) from error
 
 
@@ -142,7 +150,9 @@ def _draw(
     done = {row["id"] for row in rows}
     folder.write_rows(rows)
     missing = [image for image in plan if image.id not in done]
-    progress = tqdm(total=len(plan), initial=len(plan) - len(missing), unit="image", desc=f"generate {folder.path.name}")
+    progress = tqdm(
+        total=len(plan), initial=len(plan) - len(missing), unit="image", desc=f"generate {folder.path.name}"
+    )
     with progress, open(folder.path / ROWS, "a", encoding="utf-8") as stream:
         for images in _batches(missing, batch):
             for image, pixels in zip(images, _sample(loaded, suite, images), strict=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,8 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
 )
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from diffpref.errors import UserError
 from diffpref.paths import resolve, resolve_existing
@@ -53,7 +56,12 @@ class LoadedPipeline:
 
 
 def load_pipeline(
-    model: str, *, lora: str | None = None, device: str | None = None, dtype: str = "fp32", scheduler: str = "ddim"
+    model: str,
+    *,
+    lora: str | None = None,
+    device: str | None = None,
+    dtype: str = "fp32",
+    scheduler: str = "ddim",
 ) -> LoadedPipeline:
     """Load a model, LoRA and scheduler; safety checker and progress bar are off.
 
@@ -94,7 +102,9 @@ def build_scheduler(name: str, config: Any) -> Any:
         # Without this a model that was saved with another scheduler would get three warm-up steps of four
         # evaluations each; Stable Diffusion's own config skips them.
         return PNDMScheduler.from_config(config, skip_prk_steps=True)
-    raise UserError(f"there is no scheduler {name!r}", fix=name_hint(name, ["ddim", "euler", "dpmsolver++", "pndm"]))
+    raise UserError(
+        f"there is no scheduler {name!r}", fix=name_hint(name, ["ddim", "euler", "dpmsolver++", "pndm"])
+    )
 
 
 def weights_fingerprint(pipeline: Any) -> str:
@@ -143,7 +153,7 @@ def _base_of(lora: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{lora} is a LoRA that does not say what it belongs to",
-            why=f"{LORA_INFO} with a \"base\" is missing beside its weights",
+            why=f'{LORA_INFO} with a "base" is missing beside its weights',
             fix=f"give --model BASE --lora {lora}",
         ) from error
     located, nested = _locate(str(base))
@@ -157,7 +167,8 @@ def _load_base(base: str, dtype: torch.dtype) -> Any:
         index = DiffusionPipeline.load_config(base)
         # the checker would be downloaded, and replaces images by black squares, which no score should see
         off = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
-        return DiffusionPipeline.from_pretrained(base, torch_dtype=dtype, **off)
+        with _quiet():
+            return DiffusionPipeline.from_pretrained(base, dtype=dtype, **off)
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"cannot load the model {base}",
@@ -173,13 +184,33 @@ def _load_lora(pipeline: Any, weights: Path) -> None:
     if not (folder / name).is_file():
         raise UserError(f"{weights} holds no LoRA", why=f"{name} is missing")
     try:
-        pipeline.load_lora_weights(str(folder), weight_name=name)
+        with _quiet():
+            pipeline.load_lora_weights(str(folder), weight_name=name)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
             f"the LoRA {weights} does not fit the model", why=str(error).strip().splitlines()[0]
         ) from error
     if not pipeline.get_active_adapters():
-        raise UserError(f"the LoRA {weights} does not fit the model", why="none of its keys belong to this model")
+        raise UserError(
+            f"the LoRA {weights} does not fit the model", why="none of its keys belong to this model"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' bars and remarks off the screen: ours says what the user waits for."""
+    levels = (diffusers_logging.get_verbosity(), transformers_logging.get_verbosity())
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
 
 def _run_of(place: Path | str | None) -> str | None:

@@ -239,7 +239,9 @@ class _Reader:
             if not isinstance(kind, str) or not kind.strip():
                 raise self._wrong(f"{where}kind", "must be text that is not empty")
             if text in seen:
-                why = f"{text!r} stands at prompts[{seen[text]}] too: it would count as two independent prompts"
+                why = (
+                    f"{text!r} stands at prompts[{seen[text]}] too: it would count as two independent prompts"
+                )
                 raise self._wrong(f"{where}text", why, "for more images of a prompt add seeds")
             seen[text] = index
             prompts.append(Prompt(index, text, kind))

@@ -27,16 +27,22 @@ class Oracle:
         taste = ", ".join(STYLE_PARTS)
         return {
             "oracle": Column(
-                "Utility", f"what the preference labels were made from: {self.scale.split(': ')[1]}", share=True
+                "Utility",
+                f"what the preference labels were made from: {self.scale.split(': ')[1]}",
+                share=True,
             ),
             "oracle.facts": Column(
-                "Facts", "share of the prompt's facts (number, shapes, colours, position) that hold", share=True
+                "Facts",
+                "share of the prompt's facts (number, shapes, colours, position) that hold",
+                share=True,
             ),
             "oracle.all_correct": Column(
                 "All correct", "share of images in which every fact of the prompt holds", share=True
             ),
             "oracle.style": Column(
-                "Style", f"how far the image meets the stated taste in what prompts leave unsaid: {taste}", share=True
+                "Style",
+                f"how far the image meets the stated taste in what prompts leave unsaid: {taste}",
+                share=True,
             ),
             "oracle.verdict": Column("Verdict", "facts that hold, and those that do not", per_image=True),
             "oracle.caption": Column("Shown", "what the image really shows", per_image=True),

@@ -25,7 +25,9 @@ def test_outcomes_count_a_difference_of_epsilon_as_a_tie() -> None:
 @pytest.mark.parametrize(("wins", "total"), [(0, 10), (10, 10), (61, 100), (1, 1), (330, 600)])
 def test_wilson_interval_equals_scipy(wins: int, total: int) -> None:
     expected = scipy_stats.binomtest(wins, total).proportion_ci(0.95, method="wilson")
-    assert stats.wilson_interval(wins / total, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert stats.wilson_interval(wins / total, total) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_bootstrap_equals_scipy_up_to_resampling_noise() -> None:
@@ -33,7 +35,11 @@ def test_bootstrap_equals_scipy_up_to_resampling_noise() -> None:
     ours = stats.bootstrap_means(values, resamples=40_000)
     for column in range(2):
         theirs = scipy_stats.bootstrap(
-            (values[:, column],), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(8)
+            (values[:, column],),
+            np.mean,
+            n_resamples=40_000,
+            method="percentile",
+            rng=np.random.default_rng(8),
         ).confidence_interval
         assert ours[column] == pytest.approx((theirs.low, theirs.high), abs=0.012)
 
@@ -45,7 +51,9 @@ def test_bootstrap_of_constant_scores_has_no_width_and_its_seed_fixes_it() -> No
     assert first.tolist() == stats.bootstrap_means(values, seed=5).tolist()
     assert first.tolist() != stats.bootstrap_means(values, seed=6).tolist()
     # a column's interval does not depend on the columns beside it
-    assert stats.bootstrap_means(np.stack([values, values**2], 1), seed=5)[0] == pytest.approx(first, abs=1e-12)
+    assert stats.bootstrap_means(np.stack([values, values**2], 1), seed=5)[0] == pytest.approx(
+        first, abs=1e-12
+    )
 
 
 def test_bootstrap_interval_covers_the_true_mean_19_times_in_20() -> None:
