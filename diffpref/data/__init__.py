@@ -1,0 +1,1 @@
+"""Preference pairs: where they are, what they hold, in which order they are drawn."""

@@ -1,0 +1,122 @@
+"""The one place where image bytes become pixels.
+
+Everything that reaches a model goes through `decode_image`: an allow-list of formats, a pixel limit checked on
+the header before anything is decoded, and one defined result (8-bit RGB) for every kind of file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64 * 1024 * 1024
+"""Largest width x height that is decoded: 8192 x 8192, ample for any diffusion model, 192 MiB as RGB."""
+
+
+class ImageError(Exception):
+    """Image bytes that cannot be used. `reason` is one short clause without the row's name."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class PixelSample:
+    """An image at training size.
+
+    pixels: uint8 [resolution, resolution, 3], RGB.
+    original_size: (height, width) of the decoded image, before resizing (SDXL's original_size).
+    crop: (top, left) of the centre crop, in pixels of the resized image (SDXL's crops_coords_top_left).
+    """
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode JPEG, PNG or WEBP bytes into an 8-bit RGB image, upright.
+
+    Defined results: EXIF orientation is applied; transparency is composited on white; palette, grey, CMYK and
+    YCCK are converted; 16-bit grey is scaled to 8 bits; of an animation the first frame is taken. Embedded colour
+    profiles are ignored, as the public training loaders do.
+
+    Raises ImageError: null, empty, not an image, a format outside FORMATS, more than `max_pixels` (seen in the
+    header, nothing is decoded), truncated or damaged.
+    """
+    if data is None:
+        raise ImageError("image is null")
+    if len(data) == 0:
+        raise ImageError("image has zero bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"image of {width}x{height} pixels is above the limit of {max_pixels} pixels")
+            image.load()
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"image is above the limit of {max_pixels} pixels") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Decoders raise nearly anything on damaged bytes; all of it means the same here.
+        raise ImageError(f"image is truncated or damaged ({type(error).__name__}: {_short(error)})") from error
+
+
+def to_pixels(image: Image.Image, resolution: int) -> PixelSample:
+    """Resize the shorter side to `resolution` (Lanczos, antialiased) and crop the centre square.
+
+    Equal to resizing the whole image and cropping, but only the square is ever computed, so that a 1 x 60,000
+    image costs no more than any other. An image that is already resolution x resolution is returned unchanged.
+    """
+    if resolution < 1:
+        raise ValueError(f"resolution must be at least 1, got {resolution}")
+    width, height = image.size
+    scale = resolution / min(width, height)
+    resized_width = max(resolution, round(width * scale))
+    resized_height = max(resolution, round(height * scale))
+    top, left = (resized_height - resolution) // 2, (resized_width - resolution) // 2
+    if (resized_width, resized_height) != (width, height):
+        x, y = width / resized_width, height / resized_height
+        box = (left * x, top * y, min(width, (left + resolution) * x), min(height, (top + resolution) * y))
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+    elif (width, height) != (resolution, resolution):
+        image = image.crop((left, top, left + resolution, top + resolution))
+    pixels = np.asarray(image, dtype=np.uint8)
+    return PixelSample(pixels=pixels, original_size=(height, width), crop=(top, left))
+
+
+def as_tensor(samples: Sequence[PixelSample]) -> torch.Tensor:
+    """Stack samples of one resolution into float32 [B, 3, H, W] in [-1, 1]: the VAE's input."""
+    stacked = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+    return stacked.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        # Pillow's own conversion of 16-bit grey to 8 bits clips at 255; scale the full range instead.
+        values = np.asarray(upright).astype(np.float64).clip(0, 65535)
+        upright = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,194 @@
+"""Where the pairs are, which columns they have, and what their labels and captions say.
+
+The canonical schema is Pick-a-Pic's (Parquet): `caption`, `jpg_0`, `jpg_1` (image bytes), `label_0` (1: image 0
+won, 0: image 1 won, 0.5: tie), optionally `has_label`, `caption_0`, `caption_1`. Column names are configurable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffpref.errors import UserError
+from diffpref.paths import resolve
+
+Captions = Literal["shared", "dual"]
+HAS_LABEL = "has_label"
+OTHER_LABEL = "label_1"
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+
+
+class Columns(Protocol):
+    """Names of the columns of a pairs file (config.ColumnsConfig, or anything with these attributes)."""
+
+    @property
+    def caption(self) -> str: ...
+    @property
+    def image_0(self) -> str: ...
+    @property
+    def image_1(self) -> str: ...
+    @property
+    def label_0(self) -> str: ...
+    @property
+    def caption_0(self) -> str: ...
+    @property
+    def caption_1(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class PickAPicColumns:
+    """The default column names."""
+
+    caption: str = "caption"
+    image_0: str = "jpg_0"
+    image_1: str = "jpg_1"
+    label_0: str = "label_0"
+    caption_0: str = "caption_0"
+    caption_1: str = "caption_1"
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """One Parquet file of pairs: its path, its Arrow schema and the number of rows of each of its row groups."""
+
+    path: Path
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+
+def find_files(spec: str | Path) -> list[Path]:
+    """Parquet files named by a file, a folder (its *.parquet) or a glob, sorted by name.
+
+    Raises UserError when nothing is there, and when a folder mixes splits (train and validation): training on
+    held-out pairs by accident must not be the default.
+    """
+    resolved = Path(resolve(str(spec)))
+    if resolved.is_file():
+        return [resolved]
+    if resolved.is_dir():
+        files = sorted(p for p in resolved.glob("*.parquet") if p.is_file() and not p.name.startswith("."))
+        if not files:
+            inside = ", ".join(sorted(p.name for p in resolved.iterdir())[:8]) or "nothing"
+            raise UserError(
+                f"no Parquet file in the folder {resolved}",
+                why=f"it holds: {inside}",
+                fix="give a file, a folder with *.parquet files, or a glob such as 'pairs/train-*.parquet'",
+            )
+        splits = sorted({s for p in files if (s := _split_of(p))})
+        if len(splits) > 1:
+            raise UserError(
+                f"the folder {resolved} mixes splits: {', '.join(splits)}",
+                why="training on held-out pairs would make every validation figure meaningless",
+                fix=f"name one split, for example '{resolved}/{splits[0]}*.parquet'",
+            )
+        return files
+    matches = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if Path(p).is_file())
+    if not matches:
+        raise UserError(
+            f"no pairs at {spec}",
+            why="there is no such file or folder, and as a glob it matches no file",
+            fix="check --data.pairs; a relative path starts at the current folder",
+        )
+    return matches
+
+
+def open_file(path: Path) -> PairFile:
+    """Read the footer of a Parquet file. Raises UserError when it is not Parquet or cannot be read."""
+    try:
+        metadata = pq.read_metadata(path)
+        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        return PairFile(path=path, schema=metadata.schema.to_arrow_schema(), group_rows=groups)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet",
+            why=first_line(error),
+            fix="pairs are Parquet files with Pick-a-Pic's columns; an incomplete download must be fetched again",
+        ) from error
+
+
+def caption_columns(columns: Columns, captions: Captions) -> tuple[str, ...]:
+    """Names of the caption columns a run reads: one when shared, two (image 0, image 1) when dual."""
+    if captions not in ("shared", "dual"):
+        raise UserError(f"captions must be 'shared' or 'dual', got {captions!r}", fix="set --data.captions")
+    return (columns.caption,) if captions == "shared" else (columns.caption_0, columns.caption_1)
+
+
+def check_schema(file: PairFile, columns: Columns, captions: Captions) -> None:
+    """Raise UserError unless `file` has every column the run reads, each of a usable type."""
+    names = file.schema.names
+    if captions == "dual":
+        missing = [name for name in caption_columns(columns, captions) if name not in names]
+        if missing:
+            raise UserError(
+                f"{file.path} has no column {_quoted(missing)}, which dual captions need",
+                why=f"captions = \"dual\" gives each image its own caption; columns present: {', '.join(names)}",
+                fix="make them with `diffpref caption --pairs PAIRS --method captioning|perturbation|hybrid`, name "
+                "existing ones with --data.columns.caption_0 and --data.columns.caption_1, or set "
+                "--data.captions shared",
+            )
+    fields = {"image_0": _is_image, "image_1": _is_image, "label_0": _is_label}
+    fields |= {"caption": _is_text} if captions == "shared" else {"caption_0": _is_text, "caption_1": _is_text}
+    wanted = {_is_image: "image bytes (binary)", _is_label: "a number: 0, 0.5 or 1", _is_text: "text"}
+    for key, accepts in fields.items():
+        name = getattr(columns, key)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            raise UserError(
+                f"{file.path} has no column '{name}'",
+                why=f"columns present: {', '.join(names)}",
+                fix=f"name the right column with --data.columns.{key} {near[0] if near else 'NAME'}",
+            )
+        kind = file.schema.field(name).type
+        if not accepts(kind):
+            raise UserError(
+                f"column '{name}' of {file.path} holds {kind}, not {wanted[accepts]}",
+                fix=f"convert the column, or name another with --data.columns.{key} NAME",
+            )
+
+
+def needed_columns(file: PairFile, columns: Columns, captions: Captions) -> Sequence[str]:
+    """The columns of the label-and-caption scan: never the images."""
+    wanted = [columns.label_0, *caption_columns(columns, captions)]
+    wanted += [name for name in (HAS_LABEL, OTHER_LABEL) if name in file.schema.names and name not in wanted]
+    return list(dict.fromkeys(wanted))
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # Hugging Face datasets store {bytes, path}
+        return "bytes" in kind.names and _is_image(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _split_of(path: Path) -> str | None:
+    word = path.stem.lower().replace("_", "-").split("-")[0].split(".")[0]
+    return _SPLITS.get(word)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return " and ".join(f"'{name}'" for name in names)
