@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING
+import textwrap
+from dataclasses import MISSING, fields
 from typing import Any
 
 from diffpref.config.loading import keys, specs
@@ -13,36 +14,44 @@ from diffpref.config.values import Spec, quote
 METAVARS = {str: "TEXT", int: "N", float: "X", bool: "true|false", tuple: "[...]"}
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, section: str = "") -> None:
-    """List the keys of a training config in `parser`'s help, grouped by section (or those below one `section`).
+def add_config_arguments(parser: argparse.ArgumentParser, kind: type = TrainConfig, prefix: str = "") -> None:
+    """Add an option for each key of a config class, in groups by section, each with meaning, range and default.
 
-    The values themselves are taken from the command line by `diffpref.config.overrides`, which also knows the
-    parameters of the objectives and names the nearest key for a misspelt one.
+    An option that is not given leaves nothing in the parsed namespace. Commands that take a whole config let
+    `diffpref.config.overrides` collect the values instead: it also takes the parameters of objectives.
     """
-    described = {name: field.metadata.get("help", "") for name, field in TrainConfig.__dataclass_fields__.items()}
     groups: dict[str, Any] = {}
-    for key, spec in keys().items():
+    for key, spec in keys(kind, prefix).items():
         name = key.rpartition(".")[0]
-        if section and key.partition(".")[0] != section and not key.startswith(f"{section}."):
-            continue
         if name not in groups:
-            text = described.get(name, "names of the Parquet columns" if name else "")
-            groups[name] = parser.add_argument_group(f"[{name}] {text}" if name else "top level")
-        groups[name].add_argument(f"--{key}", metavar=_metavar(spec), help=describe(spec), default=argparse.SUPPRESS)
+            title = f"[{name}] {_section_help(kind, name.removeprefix(prefix))}" if name else "top level"
+            groups[name] = parser.add_argument_group(title.strip())
+        text = describe(spec).replace("%", "%%")
+        groups[name].add_argument(f"--{key}", metavar=_metavar(spec), help=text, default=argparse.SUPPRESS)
+
+
+def _section_help(kind: type, name: str) -> str:
+    """What the schema says about a section, by its dotted name below `kind`."""
+    text = ""
+    for part in name.split("."):
+        found = next((field for field in fields(kind) if field.name == part), None)  # type: ignore[arg-type]
+        if found is None:
+            return ""
+        text = found.metadata.get("help", "")
+        section = specs(kind)[part]
+        kind = section if isinstance(section, type) else kind
+    return text
 
 
 def _metavar(spec: Spec) -> str:
-    return "|".join(spec.choices) if spec.choices else METAVARS[spec.kind]
+    return "|".join(map(str, spec.choices)) if spec.choices else METAVARS[spec.kind]
 
 
 def describe(spec: Spec) -> str:
     """Meaning, range and default in one line."""
-    notes = []
-    if spec.bounds or spec.multiple_of > 1:
-        notes.append(spec.allowed)
+    notes = [spec.allowed] if spec.bounds or spec.multiple_of > 1 else []
     notes.append("required" if spec.default is MISSING else f"default {_default(spec)}")
-    text = f"{spec.help} ({'; '.join(notes)})" if spec.help else "; ".join(notes)
-    return text.replace("%", "%%")
+    return f"{spec.help} ({'; '.join(notes)})".strip()
 
 
 def _default(spec: Spec) -> str:
@@ -53,11 +62,13 @@ def describe_objectives() -> str:
     """Each objective with the first line of its documentation and its parameters. Imports torch."""
     from diffpref.objectives import OBJECTIVES
 
-    lines = ["objectives (objective.name) and their parameters (--objective.NAME VALUE):"]
+    lines = ["objectives, the values of --objective.name, with their parameters:"]
     for name, kind in OBJECTIVES.items():
         summary = next((line.strip() for line in (kind.__doc__ or "").splitlines() if line.strip()), "")
-        lines.append(f"  {name:<10} {summary}")
+        lines += textwrap.wrap(summary, 108, initial_indent=f"  {name:<8} ", subsequent_indent=" " * 11)
         for parameter, spec in specs(kind).items():
             assert isinstance(spec, Spec)
-            lines.append(f"      --objective.{parameter} {_metavar(spec)}  {describe(spec).replace('%%', '%')}")
+            head = f"    --objective.{parameter} {_metavar(spec)}"
+            text = f"{head:<33} {describe(spec)}"
+            lines += textwrap.wrap(text, 108, subsequent_indent=" " * 34, drop_whitespace=True)
     return "\n".join(lines)

@@ -35,12 +35,12 @@ class Spec:
 
     @property
     def allowed(self) -> str:
-        """In words: "a number in [0, 1)"."""
+        """In words: "a number from 0 to below 1"."""
         if self.choices:
             return "one of " + ", ".join(map(quote, self.choices))
         text = NAMES[self.kind]
         if self.bounds:
-            text += f" in {self.bounds}"
+            text += f" {in_words(self.bounds)}"
         if self.multiple_of > 1:
             text += f", a multiple of {self.multiple_of}"
         return text
@@ -155,6 +155,16 @@ def inside(value: float, bounds: str) -> bool:
     above = value >= low if bounds[0] == "[" else value > low
     below = value <= high if bounds[-1] == "]" else value < high
     return above and below
+
+
+def in_words(bounds: str) -> str:
+    """An interval such as "[0, 1)" in words: "from 0 to below 1"."""
+    low, high = (end.strip() for end in bounds[1:-1].split(","))
+    start = ("from " if high != "inf" else "at least ") + low if bounds[0] == "[" else f"above {low}"
+    end = f"to {high}" if bounds[0] == "[" and bounds[-1] == "]" else f"at most {high}"
+    if bounds[-1] == ")":
+        end = f"to below {high}" if bounds[0] == "[" else f"below {high}"
+    return start if high == "inf" else f"{start}{' ' if bounds[0] == '[' else ', '}{end}"
 
 
 def quote(value: Any) -> str:
