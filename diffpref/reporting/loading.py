@@ -1,0 +1,182 @@
+"""Scored folders as the report reads them, and whether they may be compared at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffpref.errors import UserError
+from diffpref.evaluators.base import Column
+from diffpref.generation import read_manifest, settings_difference
+from diffpref.scoring import IDENTITY
+
+_GENERIC_NAMES = {"images", "generated", "samples", "out", "eval"}
+
+
+@dataclass
+class ScoredFolder:
+    """One model's images, scores and training run. ``rows`` are sorted by prompt and seed."""
+
+    path: Path
+    name: str
+    manifest: dict[str, Any]
+    evaluators: dict[str, Any]
+    rows: list[dict[str, Any]]
+    training: TrainingRun | None = None
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """Every score column in the table, described by its evaluator or, failing that, by its name."""
+        described = {
+            name: Column(**fields)
+            for evaluator in self.evaluators.values()
+            for name, fields in evaluator.get("columns", {}).items()
+        }
+        present = [name for name in self.rows[0] if name not in IDENTITY]
+        known = [name for name in described if name in present]
+        return {name: described.get(name) or self._undescribed(name) for name in [*known, *present]}
+
+    def _undescribed(self, name: str) -> Column:
+        evaluator = self.evaluators.get(name.split(".")[0], {})
+        text = isinstance(self.rows[0][name], str)
+        return Column(name, evaluator.get("scale", ""), evaluator.get("higher_is_better", True), per_image=text)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Columns of numbers that are averaged, the evaluators' own scores among them."""
+        return [name for name, column in self.columns.items() if not column.per_image]
+
+    def values(self, names: list[str]) -> np.ndarray:
+        """[N, K] float64, one row per image."""
+        return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training run left behind: its metrics by step and its resolved config."""
+
+    path: Path
+    config: str
+    series: dict[str, tuple[list[int], list[float]]] = field(repr=False)
+
+
+def load_folders(baseline: Path, candidates: list[Path]) -> list[ScoredFolder]:
+    """The baseline and the candidates, in this order.
+
+    Raises:
+        UserError: a folder without scores, scores that do not belong to its images, or folders whose suites,
+            precision, prompts or evaluators differ (every difference is named).
+    """
+    if not candidates:
+        raise UserError("there is nothing to compare", fix="give --candidate DIR, more than once if you like")
+    paths = [baseline, *candidates]
+    resolved = [path.resolve() for path in paths]
+    for position, path in enumerate(resolved):
+        if path in resolved[:position]:
+            raise UserError(f"{paths[position]} was given twice", fix="compare different folders")
+    folders = [_load(path, name) for path, name in zip(paths, _names(resolved), strict=True)]
+    for folder in folders[1:]:
+        _check_comparable(folders[0], folder)
+    return folders
+
+
+def _load(path: Path, name: str) -> ScoredFolder:
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}", fix="give folders made by diffpref generate and score")
+    scores = path / "scores.parquet"
+    if not scores.is_file():
+        raise UserError(f"{path} is not scored", why="scores.parquet is missing", fix=f"diffpref score {path}")
+    try:
+        rows = pq.read_table(scores).to_pylist()
+        evaluators = json.loads((path / "scores.json").read_text(encoding="utf-8"))["evaluators"]
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"the scores of {path} cannot be read", why=str(error), fix="score it again") from error
+    manifest = read_manifest(path)
+    if not rows or not set(IDENTITY) <= rows[0].keys():
+        raise UserError(f"{scores} is not a table of diffpref score", fix=f"diffpref score {path}")
+    rows.sort(key=lambda row: (row["prompt_id"], row["id"]))
+    return ScoredFolder(path, name, manifest, evaluators, rows, _training(path, manifest))
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Short distinct names: the folders' own, or the parents' where they say more ("dpo/images" is "dpo")."""
+    for depth in range(3):
+        names = [path.parts[-1 - depth] if len(path.parts) > depth else str(path) for path in paths]
+        if len(set(names)) == len(names) and not set(names) & _GENERIC_NAMES:
+            return names
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def _check_comparable(base: ScoredFolder, other: ScoredFolder) -> None:
+    differences = settings_difference(_compared(base), _compared(other))
+    differences += _prompt_differences(base, other)
+    if differences:
+        raise UserError(
+            f"{base.name} and {other.name} cannot be compared: their images or scores were made differently",
+            why="; ".join(differences),
+            fix="draw and score both with the same suite and evaluators",
+        )
+
+
+def _compared(folder: ScoredFolder) -> dict[str, Any]:
+    return {
+        "suite": folder.manifest.get("suite"),
+        "dtype": folder.manifest.get("dtype"),
+        "evaluators": {
+            name: {"version": about.get("version"), "fingerprint": about.get("fingerprint")}
+            for name, about in folder.evaluators.items()
+        },
+        "columns": {name: "scored" for name in folder.columns},
+    }
+
+
+def _prompt_differences(base: ScoredFolder, other: ScoredFolder) -> list[str]:
+    left = {row["id"]: (row["prompt"], row["seed"]) for row in base.rows}
+    right = {row["id"]: (row["prompt"], row["seed"]) for row in other.rows}
+    if left.keys() != right.keys():
+        only_left, only_right = len(left.keys() - right.keys()), len(right.keys() - left.keys())
+        return [f"images: {only_left} only in {base.name}, {only_right} only in {other.name}"]
+    changed = [key for key in left if left[key] != right[key]]
+    if changed:
+        key = changed[0]
+        return [f"prompts or seeds: {len(changed)} differ, first {key}: {left[key]} -> {right[key]}"]
+    return []
+
+
+def _training(path: Path, manifest: dict[str, Any]) -> TrainingRun | None:
+    """The run that the model came from, where it is still to be found."""
+    run = manifest.get("run")
+    if not run:
+        return None
+    for place in (Path(run), path.parent, path.parent / Path(run).name):
+        metrics = place / "metrics.jsonl"
+        if metrics.is_file():
+            config = place / "config.toml"
+            text = config.read_text(encoding="utf-8") if config.is_file() else ""
+            return TrainingRun(place, text, _series(metrics))
+    return None
+
+
+def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        step = row.pop("step", None) if isinstance(row, dict) else None
+        if step is None:
+            continue
+        for key, value in row.items():
+            if isinstance(value, int | float) and np.isfinite(value):
+                steps, values = series.setdefault(key, ([], []))
+                steps.append(int(step))
+                values.append(float(value))
+    return series

@@ -1,0 +1,76 @@
+"""Generated and scored folders without a model: rendered scenes stand for what models draw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from diffpref.scoring import score
+from diffpref.suites import image_seed
+from diffpref.tiny.grammar import kind_caption
+from diffpref.tiny.render import render
+from diffpref.tiny.scenes import KINDS, sample_scene
+
+SETTINGS = {
+    "name": "scenes", "scheduler": "ddim", "steps": 20, "guidance": 5.0, "width": 64, "height": 64,
+    "negative_prompt": "", "seeds": [0, 1],
+}  # fmt: skip
+
+
+def scored_folder(folder: Path, skill: float, prompts: int = 24, seeds: int = 2, run: Path | None = None) -> Path:
+    """A folder in which a share ``skill`` of the images shows what its prompt asks for."""
+    rng = np.random.default_rng(7)  # the same prompts, and the same luck, for every skill
+    rows = []
+    (folder / "images").mkdir(parents=True)
+    for prompt_id in range(prompts):
+        kind = KINDS[prompt_id % len(KINDS)]
+        asked = sample_scene(rng, kind)
+        prompt = kind_caption(asked, rng)
+        for sample in range(seeds):
+            luck, other = rng.random(), sample_scene(rng, kind)
+            name = f"{prompt_id:05d}-s{sample}"
+            render(asked if luck < skill else other).save(folder / "images" / f"{name}.png")
+            rows.append(
+                {"id": name, "file": f"images/{name}.png", "prompt_id": prompt_id, "prompt": prompt, "kind": kind,
+                 "sample": sample, "seed": image_seed(sample, prompt_id)}
+            )  # fmt: skip
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = {
+        "model": str(run / "model") if run else "base",
+        "lora": None,
+        "run": str(run) if run else None,
+        "model_fingerprint": f"{skill:.3f}",
+        "suite": {**SETTINGS, "seeds": list(range(seeds))},
+        "suite_description": "Rendered scenes.",
+        "suite_fingerprint": "f",
+        "truncated_prompts": 0,
+        "dtype": "fp32",
+        "device": "cpu",
+        "versions": {"torch": "2", "diffusers": "0"},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    score(folder, ["oracle"])
+    return folder
+
+
+def training_run(folder: Path, steps: int = 60, reference: bool = True) -> Path:
+    """A run folder with metrics as the trainer writes them."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True)
+    lines = []
+    for step in range(1, steps + 1):
+        done = step / steps
+        row = {"step": step, "loss": 0.7 - 0.1 * done + 0.03 * rng.normal(), "learning_rate": 1e-5}
+        if reference:
+            row |= {
+                "implicit_accuracy": 0.5 + 0.2 * done + 0.05 * rng.normal(),
+                "margin": 1e-3 * done + 2e-4 * rng.normal(),
+                "winner_gain": -4e-4 * done + 1e-4 * rng.normal(),
+                "loser_gain": -1.4e-3 * done + 1e-4 * rng.normal(),
+            }
+        lines.append(json.dumps(row))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "config.toml").write_text('seed = 0\n[objective]\nname = "dpo"\nbeta = 2000.0\n')
+    return folder
