@@ -1,7 +1,7 @@
 """The one place where image bytes become pixels.
 
-Everything that reaches a model goes through `decode_image`: an allow-list of formats, a pixel limit checked on
-the header before anything is decoded, and one defined result (8-bit RGB) for every kind of file.
+Everything that reaches a model goes through `decode_image`: an allow-list of formats, a pixel limit checked
+on the header before anything is decoded, and one defined result (8-bit RGB) for every kind of file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 1024 * 1024
@@ -46,11 +46,11 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
     """Decode JPEG, PNG or WEBP bytes into an 8-bit RGB image, upright.
 
     Defined results: EXIF orientation is applied; transparency is composited on white; palette, grey, CMYK and
-    YCCK are converted; 16-bit grey is scaled to 8 bits; of an animation the first frame is taken. Embedded colour
-    profiles are ignored, as the public training loaders do.
+    YCCK are converted; 16-bit grey is scaled to 8 bits; of an animation the first frame is taken. Embedded
+    colour profiles are ignored, as the public training loaders do.
 
-    Raises ImageError: null, empty, not an image, a format outside FORMATS, more than `max_pixels` (seen in the
-    header, nothing is decoded), truncated or damaged.
+    Raises ImageError: null, empty, not an image, a format outside FORMATS, more than `max_pixels` (seen in
+    the header, nothing is decoded), truncated or damaged.
     """
     if data is None:
         raise ImageError("image is null")
@@ -60,26 +60,27 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageError(f"image of {width}x{height} pixels is above the limit of {max_pixels} pixels")
+                raise ImageError(f"image of {width}x{height} is above the limit of {max_pixels} pixels")
             image.load()
             return _to_rgb(image)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"image is above the limit of {max_pixels} pixels") from None
     except MemoryError:
         raise
-    except Exception as error:  # Decoders raise nearly anything on damaged bytes; all of it means the same here.
-        raise ImageError(f"image is truncated or damaged ({type(error).__name__}: {_short(error)})") from error
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        reason = f"image is truncated or damaged ({type(error).__name__}: {_short(error)})"
+        raise ImageError(reason) from error
 
 
 def to_pixels(image: Image.Image, resolution: int) -> PixelSample:
     """Resize the shorter side to `resolution` (Lanczos, antialiased) and crop the centre square.
 
     Equal to resizing the whole image and cropping, but only the square is ever computed, so that a 1 x 60,000
-    image costs no more than any other. An image that is already resolution x resolution is returned unchanged.
+    image costs no more than any other. An image that already has the size is returned unchanged.
     """
     if resolution < 1:
         raise ValueError(f"resolution must be at least 1, got {resolution}")

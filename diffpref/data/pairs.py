@@ -1,7 +1,10 @@
-"""Preference pairs, read lazily from Parquet: `open_pairs(...) -> PairTable`, `table.load(i) -> PreferencePair`.
+"""Preference pairs, read lazily from Parquet files.
 
-Opening reads labels and captions only (column by column, batch by batch) and keeps nine bytes a row. Images are
-streamed in small batches when a pair is loaded, so memory does not grow with the table or with its row groups.
+`open_pairs(spec)` gives a PairTable, `table.load(i)` a PreferencePair.
+
+Opening reads labels and captions only (column by column, batch by batch) and keeps nine bytes a row. Images
+are streamed in small batches when a pair is loaded, so memory does not grow with the table or with its row
+groups.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from diffpref.errors import UserError
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One pair after label resolution: the winner and the loser, each an upright 8-bit RGB image and its caption.
+    """One pair after label resolution: winner and loser, each an upright 8-bit RGB image with its caption.
 
     id: stable 63-bit hash of "<file index>:<row>"; it seeds the pair's noise.
     source: "FILE row N" (N counts from 0), for messages.
@@ -65,14 +68,16 @@ def open_pairs(
 ) -> PairTable:
     """Open a file, a folder or a glob of Parquet pairs and check every label and caption.
 
-    Ties and rows without a label are dropped and counted. Rows whose captions are null or empty are bad: left out,
-    counted and named; so are rows whose images cannot be decoded, found when they are loaded.
+    Ties and rows without a label are dropped and counted. Rows whose captions are null or empty are bad: left
+    out, counted and named; so are rows whose images cannot be decoded, found when they are loaded.
 
-    Raises UserError: nothing there, not Parquet, a column missing or of the wrong type, a label that is not 0, 0.5
-    or 1, no row, only ties, more than `max_bad_share` (0..1) of all rows bad.
+    Raises UserError: nothing there, not Parquet, a column missing or of the wrong type, a label that is not
+    0, 0.5 or 1, no row, only ties, more than `max_bad_share` (0..1) of all rows bad.
     """
     if not 0.0 <= max_bad_share <= 1.0:
-        raise UserError(f"max_bad_share must lie in 0..1, got {max_bad_share}", fix="set --data.max_bad_share")
+        raise UserError(
+            f"max_bad_share must lie in 0..1, got {max_bad_share}", fix="set --data.max_bad_share"
+        )
     columns = columns if columns is not None else PickAPicColumns()
     files = [open_file(path) for path in find_files(spec)]
     for file in files:
@@ -86,7 +91,9 @@ class PairTable:
     Reading in order is streaming; reading at random decodes a row group up to the row asked for.
     """
 
-    def __init__(self, files: list[PairFile], columns: Columns, captions: Captions, max_bad_share: float) -> None:
+    def __init__(
+        self, files: list[PairFile], columns: Columns, captions: Captions, max_bad_share: float
+    ) -> None:
         self.columns = columns
         self.captions = captions
         self.max_bad_share = max_bad_share
@@ -98,7 +105,9 @@ class PairTable:
         self._first_wins = result.first_wins
         self._bad: dict[int, str | None] = {}  # index -> reason, None for a pair of identical images
         if self.stats.rows == 0:
-            raise UserError(f"no rows in {self._where()}", fix="give a file that holds pairs with --data.pairs")
+            raise UserError(
+                f"no rows in {self._where()}", fix="give a file that holds pairs with --data.pairs"
+            )
         self._check_bad_share()
         if len(self) == 0:
             raise UserError(
@@ -127,8 +136,8 @@ class PairTable:
     def load(self, index: int) -> PreferencePair:
         """Pair `index`, decoded. A bad pair, or one of identical images, is replaced by the next good one.
 
-        The replacement depends on the data alone, never on the order of calls, and carries its own id and source.
-        Raises UserError when bad rows exceed max_bad_share of all rows, or when no good pair is left.
+        The replacement depends on the data alone, never on the order of calls, and carries its own id and
+        source. Raises UserError when bad rows exceed max_bad_share of all rows, or when no good pair is left.
         """
         for step in range(len(self)):
             pair = self.try_load((index + step) % len(self))
@@ -195,8 +204,8 @@ class PairTable:
             shown = "; ".join(f"{bad.source}: {bad.reason}" for bad in stats.first_bad[:5])
             more = f"; and {stats.bad - 5} more" if stats.bad > 5 else ""
             raise UserError(
-                f"{stats.bad} of {stats.rows} rows in {self._where()} cannot be used, more than the share allowed "
-                f"(max_bad_share = {self.max_bad_share:g})",
+                f"{stats.bad} of {stats.rows} rows in {self._where()} cannot be used, more than the "
+                f"share allowed (max_bad_share = {self.max_bad_share:g})",
                 why=shown + more,
                 fix=_FIX_IMAGES,
             )
@@ -220,4 +229,3 @@ def _image_bytes(value: Any) -> bytes | None:
     if isinstance(value, dict):
         value = value["bytes"]
     return value if value is None or isinstance(value, bytes) else bytes(value)
-

@@ -1,8 +1,8 @@
 """Random and sequential access to single rows of many Parquet files in bounded memory.
 
-Some writers put a whole file of images into one row group, so a row group is never held whole: it is streamed in
-batches of `BATCH` rows. A cursor keeps the stream of the last row group open; reading onwards continues it, reading
-back starts the row group again, and the last few batches stay at hand.
+Some writers put a whole file of images into one row group, so a row group is never held whole: it is streamed
+in batches of `BATCH` rows. A cursor keeps the stream of the last row group open; reading onwards continues
+it, reading back starts the row group again, and the last few batches stay at hand.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class RowReader:
         batch = self._batch(file, group, number, tuple(columns), row)
         return {name: batch.column(name)[offset].as_py() for name in columns}
 
-    def _batch(self, file: int, group: int, number: int, columns: tuple[str, ...], row: int) -> pa.RecordBatch:
+    def _batch(
+        self, file: int, group: int, number: int, columns: tuple[str, ...], row: int
+    ) -> pa.RecordBatch:
         key = (file, group, number, columns)
         if key in self._batches:
             self._batches.move_to_end(key)

@@ -18,8 +18,8 @@ class PairSampler:
     """Batches of pair numbers, every pair once an epoch, in an order of its own each epoch.
 
     n: number of pairs. batch_size: pairs of one optimizer step over all processes. seed: of the order.
-    The batches of all steps laid end to end are the epochs laid end to end, so a batch may cross an epoch's end,
-    no pair is left out, and a batch larger than n repeats pairs.
+    The batches of all steps laid end to end are the epochs laid end to end, so a batch may cross an epoch's
+    end, no pair is left out, and a batch larger than n repeats pairs.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
@@ -52,15 +52,15 @@ class PairSampler:
 def pair_seed(seed: int, purpose: str, step: int, pair_id: int) -> int:
     """A 64-bit seed, stable across machines, versions and processes: blake2b of the four values.
 
-    purpose keeps streams apart ("noise", "timestep", "latent", "dropout"): the same pair at the same step draws
-    independent numbers for each.
+    purpose keeps streams apart ("noise", "timestep", "latent", "dropout"): the same pair at the same step
+    draws independent numbers for each.
     """
     message = f"{seed}\x1f{purpose}\x1f{step}\x1f{pair_id}".encode()
     return int.from_bytes(hashlib.blake2b(message, digest_size=8, person=b"diffpref").digest(), "little")
 
 
 def pair_generator(seed: int, purpose: str, step: int, pair_id: int) -> torch.Generator:
-    """A CPU generator seeded with `pair_seed`, so that the numbers are the same whatever the device of the model.
+    """A CPU generator seeded with `pair_seed`: the same numbers whatever device the model is on.
 
     torch's CPU generator uses the low 32 bits of a seed only: two draws out of k share their numbers with
     probability of about k^2 / 2^33, which is 1 in 8,000 for a batch of 1024. Harmless for noise.

@@ -102,19 +102,28 @@ def _batches(file: PairFile, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
             yield from parquet.iter_batches(batch_size=SCAN_BATCH, columns=list(wanted), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{file.path} cannot be read", why=f"the Parquet file is damaged: {first_line(error)}", fix="fetch it again"
+            f"{file.path} cannot be read",
+            why=f"the Parquet file is damaged: {first_line(error)}",
+            fix="fetch it again",
         ) from error
 
 
 def _scan_batch(
-    batch: pa.RecordBatch, file: PairFile, first_row: int, columns: Columns, captions: Captions, stats: TableStats
+    batch: pa.RecordBatch,
+    file: PairFile,
+    first_row: int,
+    columns: Columns,
+    captions: Captions,
+    stats: TableStats,
 ) -> tuple[Mask, Mask]:
-    """(usable, image 0 wins) of each row of a batch, whose first row is `first_row` of its file; counts into stats."""
+    """(usable, image 0 wins) of each row of a batch starting at row `first_row` of its file; adds to `stats`."""
     labelled = _labelled(batch)
     labels = _numbers(batch.column(columns.label_0))
     _check_labels(labels, labelled, file, first_row, columns.label_0)
     if OTHER_LABEL in batch.schema.names and columns.label_0 != OTHER_LABEL:
-        _check_other_label(labels, _numbers(batch.column(OTHER_LABEL)), labelled, file, first_row, columns.label_0)
+        _check_other_label(
+            labels, _numbers(batch.column(OTHER_LABEL)), labelled, file, first_row, columns.label_0
+        )
     ties = labelled & (labels == 0.5)
     decided = labelled & ~ties
     bad = np.zeros(batch.num_rows, np.bool_)
@@ -141,9 +150,9 @@ def _numbers(column: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A bool, integer or float column as float64; null becomes NaN."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
-    values: np.ndarray[Any, np.dtype[np.float64]] = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy(
-        zero_copy_only=False
-    )
+    values: np.ndarray[Any, np.dtype[np.float64]] = pc.fill_null(
+        column.cast(pa.float64(), safe=False), np.nan
+    ).to_numpy(zero_copy_only=False)
     return values
 
 
@@ -152,7 +161,9 @@ def _blank(column: pa.Array) -> Mask:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     text = column.cast(pa.large_string())
-    blank: Mask = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True).to_numpy(zero_copy_only=False)
+    blank: Mask = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True).to_numpy(
+        zero_copy_only=False
+    )
     return blank
 
 
@@ -173,8 +184,8 @@ def _check_labels(
     raise UserError(
         f"label '{name}' of {file.path} row {first_row + row} is not 0, 0.5 or 1",
         why=why,
-        fix="write 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie; rows without a preference can "
-        f"stay with {HAS_LABEL} = false",
+        fix="write 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie; rows without a "
+        f"preference can stay with {HAS_LABEL} = false",
     )
 
 
@@ -192,6 +203,6 @@ def _check_other_label(
         row = int(np.flatnonzero(contradicts)[0])
         raise UserError(
             f"labels of {file.path} row {first_row + row} contradict each other",
-            why=f"'{name}' is {labels[row]:g} and '{OTHER_LABEL}' is {other[row]:g}; together they must make 1",
+            why=f"'{name}' is {labels[row]:g} and '{OTHER_LABEL}' is {other[row]:g}; they must add up to 1",
             fix=f"repair the labels, or drop the column '{OTHER_LABEL}'",
         )

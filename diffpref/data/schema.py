@@ -1,7 +1,8 @@
 """Where the pairs are, which columns they have, and what their labels and captions say.
 
-The canonical schema is Pick-a-Pic's (Parquet): `caption`, `jpg_0`, `jpg_1` (image bytes), `label_0` (1: image 0
-won, 0: image 1 won, 0.5: tie), optionally `has_label`, `caption_0`, `caption_1`. Column names are configurable.
+The canonical schema is Pick-a-Pic's (Parquet): `caption`, `jpg_0`, `jpg_1` (image bytes), `label_0` (1:
+image 0 won, 0: image 1 won, 0.5: tie), optionally `has_label`, `caption_0`, `caption_1`. Column names are
+configurable.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from diffpref.paths import resolve
 Captions = Literal["shared", "dual"]
 HAS_LABEL = "has_label"
 OTHER_LABEL = "label_1"
-_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
 
 
 class Columns(Protocol):
@@ -56,7 +63,7 @@ class PickAPicColumns:
 
 @dataclass(frozen=True)
 class PairFile:
-    """One Parquet file of pairs: its path, its Arrow schema and the number of rows of each of its row groups."""
+    """One Parquet file of pairs: its path, its Arrow schema and the number of rows of its row groups."""
 
     path: Path
     schema: pa.Schema
@@ -113,7 +120,7 @@ def open_file(path: Path) -> PairFile:
         raise UserError(
             f"{path} cannot be read as Parquet",
             why=first_line(error),
-            fix="pairs are Parquet files with Pick-a-Pic's columns; an incomplete download must be fetched again",
+            fix="pairs are Parquet files with Pick-a-Pic's columns; fetch an incomplete download again",
         ) from error
 
 
@@ -132,13 +139,14 @@ def check_schema(file: PairFile, columns: Columns, captions: Captions) -> None:
         if missing:
             raise UserError(
                 f"{file.path} has no column {_quoted(missing)}, which dual captions need",
-                why=f"captions = \"dual\" gives each image its own caption; columns present: {', '.join(names)}",
-                fix="make them with `diffpref caption --pairs PAIRS --method captioning|perturbation|hybrid`, name "
-                "existing ones with --data.columns.caption_0 and --data.columns.caption_1, or set "
+                why=f"each image has a caption of its own there; columns present: {', '.join(names)}",
+                fix="make them with `diffpref caption --pairs PAIRS --method captioning|perturbation|hybrid`, "
+                "name existing ones with --data.columns.caption_0 and --data.columns.caption_1, or set "
                 "--data.captions shared",
             )
     fields = {"image_0": _is_image, "image_1": _is_image, "label_0": _is_label}
-    fields |= {"caption": _is_text} if captions == "shared" else {"caption_0": _is_text, "caption_1": _is_text}
+    texts = ("caption",) if captions == "shared" else ("caption_0", "caption_1")
+    fields |= dict.fromkeys(texts, _is_text)
     wanted = {_is_image: "image bytes (binary)", _is_label: "a number: 0, 0.5 or 1", _is_text: "text"}
     for key, accepts in fields.items():
         name = getattr(columns, key)

@@ -1,0 +1,337 @@
+"""The latent and text cache: what the VAE and the text encoder make of the pairs, computed once.
+
+    FOLDER/latents/00000.safetensors ...    256 pairs a file: posterior mean and log-variance of winner and loser
+    FOLDER/text-shared/00000.safetensors .. embeddings, once per caption; text-dual beside it when captions are dual
+    FOLDER/*/manifest.json                  written last: a part without it is unfinished and is continued
+
+Each part has a key: a hash of the pair files, the encoder's weights and the settings that shape it. Files are
+whole or absent, so a build that was killed at any moment goes on where it was, and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from diffpref.config import DataConfig
+from diffpref.data.cached import LatentCache
+from diffpref.data.decode import IDENTICAL, DecodedPair, PairDecoder
+from diffpref.data.images import as_tensor
+from diffpref.data.pairs import PairTable
+from diffpref.data.tensors import save_tensors, told_when_disk_is_full
+from diffpref.errors import UserError
+from diffpref.families.base import Family
+from diffpref.paths import atomic_write_text, fingerprint, sha256_file
+
+FORMAT = 1
+SHARD_PAIRS = 256
+SHARD_CAPTIONS = 256
+MANIFEST = "manifest.json"
+NAMED_BAD_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of the work. `wait` returns when every process has called it; `check` may stop the build."""
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None
+
+
+def build_cache(
+    table: PairTable, family: Family, data: DataConfig, folder: Path, named: bool, share: Share | None = None
+) -> LatentCache:
+    """Encode what is missing of `table` into `folder` and open it.
+
+    named: the user chose the folder: a cache of other pairs, another model or other settings in it is an error;
+    otherwise the folder is ours and such a cache is made anew. Pairs with undecodable or identical images are left
+    out and named in the manifest.
+
+    Raises UserError: a cache made for something else (when named), too many bad rows, no usable pair, disk full.
+    """
+    share = share or Share()
+    with told_when_disk_is_full(f"the cache {folder}", "what is finished of it stays and will be used"):
+        pairs = _pairs_key(table, folder, share)
+        _Latents(table, family, data, folder / "latents", pairs, named, share).build()
+        _Text(table, family, data, folder / f"text-{data.captions}", pairs, named, share).build()
+    share.wait()
+    return LatentCache(folder / "latents", folder / f"text-{data.captions}")
+
+
+class _Part:
+    """One part of a cache: its key, what is on disk already, and the loop over the missing files."""
+
+    what: str
+
+    def __init__(
+        self,
+        table: PairTable,
+        family: Family,
+        data: DataConfig,
+        folder: Path,
+        pairs: dict[str, Any],
+        named: bool,
+        share: Share,
+    ) -> None:
+        self.table, self.family, self.data, self.folder, self.share = table, family, data, folder, share
+        self.key = {"format": FORMAT, **pairs, **self.settings()}
+        self.key_hash = fingerprint(self.key)
+        if share.rank == 0:
+            self._clear_if_other(named)
+        share.wait()
+
+    def settings(self) -> dict[str, Any]:
+        raise AssertionError("each part names what shapes it")
+
+    def build(self) -> None:
+        if (self.folder / MANIFEST).exists():
+            return
+        self.fill()
+        self.share.wait()
+        if self.share.rank == 0:
+            manifest = {"key": self.key, "key_hash": self.key_hash, **self.summary()}
+            atomic_write_text(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        self.share.wait()
+
+    def fill(self) -> None:
+        raise AssertionError("each part fills itself")
+
+    def summary(self) -> dict[str, Any]:
+        raise AssertionError("each part sums itself up")
+
+    def shard(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.safetensors"
+
+    def missing(self, shards: int) -> list[int]:
+        """Numbers of the shards that this process has to make."""
+        mine = range(self.share.rank, shards, self.share.world)
+        return [number for number in mine if not self.shard(number).exists()]
+
+    def save(self, number: int, tensors: dict[str, torch.Tensor], **metadata: str) -> None:
+        save_tensors(self.shard(number), tensors, {"key": self.key_hash, **metadata})
+
+    def progress(self, total: int, unit: str) -> tqdm[Any]:
+        hidden = self.share.rank != 0 or total == 0
+        return tqdm(
+            total=total, unit=unit, desc=f"encode {self.what}", disable=hidden, file=sys.stderr, leave=False
+        )
+
+    def _clear_if_other(self, named: bool) -> None:
+        found = self._found_key()
+        if found is None or found == self.key_hash:
+            return
+        if named:
+            raise UserError(
+                f"{self.folder.parent} holds a cache that was made for something else",
+                why=self._difference(),
+                fix="choose another data.cache_dir, or remove this one; leave data.cache_dir empty to keep it in the run",
+            )
+        shutil.rmtree(self.folder)
+
+    def _found_key(self) -> str | None:
+        """Key of what is in the folder, finished or not; None when nothing readable is there."""
+        try:
+            return str(json.loads((self.folder / MANIFEST).read_text())["key_hash"])
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, OSError):
+            return ""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as shard:
+                    return str((shard.metadata() or {}).get("key", ""))
+            except (SafetensorError, OSError):
+                return ""
+        return None
+
+    def _difference(self) -> str:
+        try:
+            found = json.loads((self.folder / MANIFEST).read_text())["key"]
+        except (OSError, ValueError, KeyError):
+            return f"its unfinished {self.what} belong to other pairs, another model or other settings"
+        names = {
+            "vae": "another model's VAE", "text": "another model's text encoder", "pairs": "other pairs",
+            "rows": "other rows of the pairs", "columns": "other columns", "captions": "another data.captions",
+            "resolution": f"data.resolution {found.get('resolution')}", "flip": "another data.random_flip",
+        }  # fmt: skip
+        differing = [text for name, text in names.items() if found.get(name) != self.key.get(name)]
+        return f"its {self.what} were made with {' and '.join(differing) or 'another version of diffpref'}"
+
+
+class _Latents(_Part):
+    what = "images"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "vae": self.family.fingerprint()["vae"],
+            "resolution": self.data.resolution,
+            "flip": self.data.random_flip,
+        }
+
+    def fill(self) -> None:
+        total = len(self.table)
+        missing = self.missing(-(-total // SHARD_PAIRS))
+        with (
+            PairDecoder(self.table, self.data.resolution, self.data.workers) as decoder,
+            self.progress(sum(min(SHARD_PAIRS, total - n * SHARD_PAIRS) for n in missing), "pair") as bar,
+        ):
+            for number in missing:
+                self.share.check()
+                start, stop = number * SHARD_PAIRS, min((number + 1) * SHARD_PAIRS, total)
+                decoded = []
+                for pair in decoder.decode(start, stop):
+                    decoded.append(pair)
+                    bar.update()
+                self._save_pairs(number, decoded)
+
+    def _save_pairs(self, number: int, decoded: list[DecodedPair]) -> None:
+        good = [pair for pair in decoded if pair.images is not None]
+        bad = [[pair.source, pair.reason] for pair in decoded if pair.images is None]
+        mean, logvar = self._encode(good)
+        tensors = {
+            "mean": mean,
+            "logvar": logvar,
+            "pair_id": torch.tensor([pair.id for pair in good], dtype=torch.int64),
+            "index": torch.tensor([pair.index for pair in good], dtype=torch.int64),
+        }
+        self.save(number, tensors, bad=json.dumps(bad))
+
+    def _encode(self, pairs: list[DecodedPair]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance, each fp32 [pairs, 2 (winner, loser), 1 or 2 (plain, flipped), C, h, w]."""
+        variants = 2 if self.data.random_flip else 1
+        shape = self.family.latent_shape(self.data.resolution)
+        samples = [image for pair in pairs if pair.images is not None for image in pair.images]
+        batch = min(64, max(2, 2**21 // self.data.resolution**2))  # about 2 megapixels at once
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for start in range(0, len(samples), batch):
+            pixels = as_tensor(samples[start : start + batch])
+            if variants == 2:
+                pixels = torch.stack([pixels, pixels.flip(-1)], dim=1).flatten(0, 1)
+            mean, logvar = self.family.encode_images(pixels)
+            parts.append((mean.float().cpu(), logvar.float().cpu()))
+        if not parts:
+            return torch.zeros(0, 2, variants, *shape), torch.zeros(0, 2, variants, *shape)
+        joined = [
+            torch.cat(tensors).reshape(len(pairs), 2, variants, *shape)
+            for tensors in zip(*parts, strict=True)
+        ]
+        return joined[0], joined[1]
+
+    def summary(self) -> dict[str, Any]:
+        rows, bad = [], []
+        for number in range(-(-len(self.table) // SHARD_PAIRS)):
+            with safe_open(self.shard(number), "pt") as shard:
+                rows.append(shard.get_slice("pair_id").get_shape()[0])
+                bad += json.loads(shard.metadata()["bad"])
+        identical = [row for row in bad if row[1] == IDENTICAL]
+        broken = [row for row in bad if row[1] != IDENTICAL]
+        self._check_bad(broken)
+        if sum(rows) == 0:
+            raise UserError(
+                f"no usable pair in {self.data.pairs}", why=f"{len(identical)} pairs of identical images"
+            )
+        named = [{"row": source, "reason": reason} for source, reason in broken[:NAMED_BAD_ROWS]]
+        return {
+            "pairs": sum(rows),
+            "shards": rows,
+            "identical": len(identical),
+            "bad": len(broken),
+            "first_bad": named,
+        }
+
+    def _check_bad(self, broken: list[list[str]]) -> None:
+        """The limit over the whole table: a continued build, or one of several processes, saw a part of it only."""
+        if len(broken) <= self.data.max_bad_share * self.table.stats.rows:
+            return
+        raise UserError(
+            f"{len(broken)} of {self.table.stats.rows} rows cannot be used, more than the share allowed "
+            f"(data.max_bad_share = {self.data.max_bad_share:g})",
+            why="; ".join(f"{source}: {reason}" for source, reason in broken[:5]),
+            fix="repair or remove those rows, or raise data.max_bad_share",
+        )
+
+
+class _Text(_Part):
+    what = "captions"
+
+    def settings(self) -> dict[str, Any]:
+        return {"text": self.family.fingerprint()["text"], "captions": self.data.captions}
+
+    def fill(self) -> None:
+        numbers: dict[str, int] = {"": 0}  # the empty prompt, for prompt dropout, is always caption 0
+        winners = np.zeros(len(self.table), np.int64)
+        losers = np.zeros(len(self.table), np.int64)
+        for index, (winner, loser) in enumerate(self.table.iter_captions()):
+            winners[index] = numbers.setdefault(winner, len(numbers))
+            losers[index] = numbers.setdefault(loser, len(numbers))
+        captions = list(numbers)
+        self._encode(captions)
+        self.share.wait()
+        if self.share.rank == 0:
+            lengths = self.family.caption_tokens(captions)
+            self._cut = sum(length > self.family.max_tokens for length in lengths)
+            self._count = len(captions)
+            index = {"winner": torch.from_numpy(winners), "loser": torch.from_numpy(losers)}
+            save_tensors(self.folder / "index.safetensors", index, {"key": self.key_hash})
+
+    def _encode(self, captions: list[str]) -> None:
+        missing = self.missing(-(-len(captions) // SHARD_CAPTIONS))
+        with self.progress(len(missing) * SHARD_CAPTIONS, "caption") as bar:
+            for number in missing:
+                self.share.check()
+                texts = captions[number * SHARD_CAPTIONS : (number + 1) * SHARD_CAPTIONS]
+                batches = [self.family.encode_prompts(texts[i : i + 32]) for i in range(0, len(texts), 32)]
+                names = batches[0].keys()
+                self.save(
+                    number, {name: torch.cat([batch[name].cpu() for batch in batches]) for name in names}
+                )
+                bar.update(SHARD_CAPTIONS)
+
+    def summary(self) -> dict[str, Any]:
+        return {"count": self._count, "truncated": self._cut, "max_tokens": self.family.max_tokens}
+
+
+def _pairs_key(table: PairTable, folder: Path, share: Share) -> dict[str, Any]:
+    """What identifies the pairs: file contents, the rows in use, and the columns they come from."""
+    hashes = _file_hashes(table.files, folder, share)
+    ids = np.fromiter((table.pair_id(index) for index in range(len(table))), np.int64, len(table))
+    columns = table.columns
+    captions = [columns.caption] if table.captions == "shared" else [columns.caption_0, columns.caption_1]
+    return {
+        "pairs": hashes,
+        "rows": fingerprint(ids.tolist()),
+        "columns": [columns.image_0, columns.image_1, columns.label_0, *captions],
+    }
+
+
+def _file_hashes(files: tuple[Path, ...], folder: Path, share: Share) -> list[str]:
+    """sha256 of each file. Remembered in FOLDER/files.json by size and time, since pair sets can be 300 GB."""
+    memory = folder / "files.json"
+    if share.rank == 0:
+        try:
+            known = json.loads(memory.read_text())
+        except (OSError, ValueError):
+            known = {}
+        entries = {}
+        for path in files:
+            status = path.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
+            old = known.get(str(path.resolve()))
+            entries[str(path.resolve())] = old if old and old[:2] == stamp else [*stamp, sha256_file(path)]
+        if entries != known:
+            atomic_write_text(memory, json.dumps(entries, indent=2) + "\n")
+    share.wait()
+    entries = json.loads(memory.read_text())
+    return [str(entries[str(path.resolve())][2]) for path in files]

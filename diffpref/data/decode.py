@@ -1,0 +1,89 @@
+"""Pairs in order, decoded at training size, in this process or in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from diffpref.data.images import PixelSample, to_pixels
+from diffpref.data.pairs import PairTable
+
+CHUNK = 16
+IDENTICAL = "both images are the same"
+
+
+@dataclass(frozen=True)
+class DecodedPair:
+    """Pair `index` of the table: winner and loser at training size, or None and the reason why it cannot be used."""
+
+    index: int
+    id: int
+    source: str
+    images: tuple[PixelSample, PixelSample] | None
+    reason: str = ""
+
+
+class PairDecoder:
+    """Decodes ranges of a table. A context manager: it may hold worker processes.
+
+    workers: number of processes; 0 decodes in this one.
+    """
+
+    def __init__(self, table: PairTable, resolution: int, workers: int = 0) -> None:
+        self._table, self._resolution = table, resolution
+        self._pool: ProcessPoolExecutor | None = None
+        if workers:
+            context = multiprocessing.get_context(
+                "spawn"
+            )  # forking a process that runs torch threads can hang
+            self._pool = ProcessPoolExecutor(
+                workers, context, initializer=_start_worker, initargs=(table, resolution)
+            )
+
+    def __enter__(self) -> PairDecoder:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def decode(self, start: int, stop: int) -> Iterator[DecodedPair]:
+        """Pairs start..stop-1 in order. Raises UserError when too many rows are bad (`PairTable.try_load`)."""
+        if self._pool is None:
+            for index in range(start, stop):
+                yield _decode(self._table, index, self._resolution)
+            return
+        chunks = [range(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
+        for decoded in self._pool.map(_decode_chunk, chunks):
+            yield from decoded
+
+
+def _decode(table: PairTable, index: int, resolution: int) -> DecodedPair:
+    bad_before, named_before = table.stats.bad, len(table.stats.first_bad)
+    pair = table.try_load(index)
+    if pair is not None:
+        images = (to_pixels(pair.winner_image, resolution), to_pixels(pair.loser_image, resolution))
+        return DecodedPair(index, pair.id, pair.source, images)
+    if table.stats.bad == bad_before:
+        reason = IDENTICAL
+    else:
+        named = table.stats.first_bad[named_before:]
+        reason = named[-1].reason if named else "an image cannot be decoded"
+    return DecodedPair(index, table.pair_id(index), table.source(index), None, reason)
+
+
+_WORKER: tuple[PairTable, int] | None = None  # set once in each worker process
+
+
+def _start_worker(table: PairTable, resolution: int) -> None:
+    global _WORKER
+    _WORKER = (table, resolution)
+
+
+def _decode_chunk(indices: range) -> list[DecodedPair]:
+    assert _WORKER is not None
+    table, resolution = _WORKER
+    return [_decode(table, index, resolution) for index in indices]
