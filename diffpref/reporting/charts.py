@@ -10,8 +10,8 @@ from markupsafe import Markup, escape
 
 from diffpref.reporting.loading import TrainingRun
 
-WIDTH, HEIGHT = 340, 200
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 30
+WIDTH, HEIGHT = 280, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 32
 MAX_POINTS = 300
 
 
@@ -46,7 +46,8 @@ _CHARTS = (
     ("Margin", "How much more the winner's error fell than the loser's, against the reference.", 0.0, ("margin",)),
     (
         "Gains",
-        "Error of the reference minus the model's own: above 0 the model fits that image better than before. "
+        "Error of the reference minus the model's own, for winners and losers apart: above 0 the model fits them better "
+        "than before. "
         "A winner below 0 while the margin grows is likelihood displacement.",
         0.0,
         ("winner_gain", "loser_gain"),

@@ -19,7 +19,7 @@ from diffpref.reporting import formatting, tables
 from diffpref.reporting.charts import training_charts
 from diffpref.reporting.comparison import compare
 from diffpref.reporting.loading import ScoredFolder, load_folders
-from diffpref.reporting.pictures import Grid, build_grid
+from diffpref.reporting.pictures import Cell, Grid, GridRow, build_grid
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -155,6 +155,24 @@ def _commands(folders: list[ScoredFolder], out: Path) -> list[str]:
     return [shlex.join(command) for command in commands]
 
 
+def _pictured(report: dict[str, Any], grid: Grid) -> dict[tuple[str, str, int], tuple[GridRow, Cell]]:
+    """For each extreme prompt of a model the one of its embedded rows (seeds) that shows the effect most."""
+    found = {}
+    for name, extremes in report["extremes"].items():
+        for which, sign in (("best", 1.0), ("worst", -1.0)):
+            for entry in extremes[which]:
+                pairs = [
+                    (row, cell)
+                    for row in grid.rows
+                    if row.prompt_id == entry["id"]
+                    for cell in row.cells
+                    if cell.model == name
+                ]
+                if pairs:
+                    found[name, which, entry["id"]] = max(pairs, key=lambda pair: sign * (pair[1].gain or 0.0))
+    return found
+
+
 def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -164,14 +182,15 @@ def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> 
         lstrip_blocks=True,
     )
     environment.globals["show"] = formatting
-    rows = {(row.prompt_id): row for row in reversed(grid.rows)}
+    charts = {folder.name: training_charts(folder.training) for folder in folders if folder.training}
     return environment.get_template("report.html.j2").render(
         report=report,
         primary=report["metrics"][report["primary"]],
         grid=grid,
-        grid_rows=rows,
+        pictured=_pictured(report, grid),
         sentences={name: tables.sentence(report, name) for name in report["candidates"]},
-        charts={folder.name: training_charts(folder.training) for folder in folders if folder.training},
+        charts=charts,
+        chart_kinds={chart.title: chart for drawings in charts.values() for chart in drawings}.values(),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
