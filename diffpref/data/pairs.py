@@ -32,6 +32,8 @@ from diffpref.data.schema import (
 )
 from diffpref.errors import UserError
 
+IDENTICAL = "both images are the same"
+
 
 @dataclass(frozen=True)
 class PreferencePair:
@@ -103,7 +105,7 @@ class PairTable:
         self.stats: TableStats = result.stats
         self._rows = result.rows
         self._first_wins = result.first_wins
-        self._bad: dict[int, str | None] = {}  # index -> reason, None for a pair of identical images
+        self._problems: dict[int, str] = {}  # index -> why a pair turned out unusable when it was loaded
         if self.stats.rows == 0:
             raise UserError(
                 f"no rows in {self._where()}", fix="give a file that holds pairs with --data.pairs"
@@ -151,13 +153,13 @@ class PairTable:
         Raises UserError when bad rows exceed max_bad_share of all rows.
         """
         row = self._row_of(index)
-        if index in self._bad:
+        if index in self._problems:
             return None
         captions = caption_columns(self.columns, self.captions)
         values = self._reader.read(row, [self.columns.image_0, self.columns.image_1, *captions])
         blobs = (_image_bytes(values[self.columns.image_0]), _image_bytes(values[self.columns.image_1]))
         if blobs[0] is not None and blobs[0] == blobs[1]:
-            self._bad[index] = None
+            self._problems[index] = IDENTICAL
             self.stats.identical += 1
             return None
         images: list[Image.Image] = []
@@ -179,6 +181,10 @@ class PairTable:
         )
         return pair if self._first_wins[index] else pair.swapped()
 
+    def problem(self, index: int) -> str:
+        """Why `try_load(index)` gave None: IDENTICAL or what is wrong with an image; "" for a good pair."""
+        return self._problems.get(index, "")
+
     def iter_captions(self, start: int = 0) -> Iterator[tuple[str, str]]:
         """(winner's caption, loser's caption) of each pair from `start` on, streamed; images are not read."""
         captions = caption_columns(self.columns, self.captions)
@@ -194,7 +200,7 @@ class PairTable:
         return int(self._rows[index])
 
     def _mark_bad(self, index: int, row: int, reason: str) -> None:
-        self._bad[index] = reason
+        self._problems[index] = reason
         self.stats.add_bad(BadRow(self._reader.describe(row), reason))
         self._check_bad_share()
 
@@ -215,12 +221,17 @@ class PairTable:
         return first if len(self._files) == 1 else f"{first} and {len(self._files) - 1} more files"
 
 
-_FIX_IMAGES = "repair or remove those rows (`diffpref check PAIRS` names all), or raise --data.max_bad_share"
+_FIX_IMAGES = "repair or remove those rows (`diffpref check` names them), or raise --data.max_bad_share"
 
 
 def pair_id(file: int, row: int) -> int:
     """Stable id of row `row` of the `file`-th file (both from 0): 63 bits of blake2b of "<file>:<row>"."""
-    digest = hashlib.blake2b(f"{file}:{row}".encode(), digest_size=8).digest()
+    return stable_hash(f"{file}:{row}")
+
+
+def stable_hash(text: str) -> int:
+    """63 bits of a text's blake2b, the same on every machine and in every process (unlike `hash`)."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") & (2**63 - 1)
 
 

@@ -25,7 +25,7 @@ from diffpref.data.schema import (
 from diffpref.errors import UserError
 
 SCAN_BATCH = 8192
-NAMED_BAD_ROWS = 20
+NAMED_BAD_ROWS = 1000  # enough to repair by hand; all are counted
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -116,7 +116,7 @@ def _scan_batch(
     captions: Captions,
     stats: TableStats,
 ) -> tuple[Mask, Mask]:
-    """(usable, image 0 wins) of each row of a batch starting at row `first_row` of its file; adds to `stats`."""
+    """(usable, image 0 wins) of each row of a batch that starts at `first_row` of its file; adds to stats."""
     labelled = _labelled(batch)
     labels = _numbers(batch.column(columns.label_0))
     _check_labels(labels, labelled, file, first_row, columns.label_0)

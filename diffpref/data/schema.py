@@ -140,7 +140,7 @@ def check_schema(file: PairFile, columns: Columns, captions: Captions) -> None:
             raise UserError(
                 f"{file.path} has no column {_quoted(missing)}, which dual captions need",
                 why=f"each image has a caption of its own there; columns present: {', '.join(names)}",
-                fix="make them with `diffpref caption --pairs PAIRS --method captioning|perturbation|hybrid`, "
+                fix="make them with `diffpref caption --pairs P --method captioning|perturbation|hybrid`, "
                 "name existing ones with --data.columns.caption_0 and --data.columns.caption_1, or set "
                 "--data.captions shared",
             )

@@ -1,0 +1,125 @@
+"""`diffpref check`: look through preference pairs, images included, before time is spent on training."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from diffpref.data.pairs import PairTable, open_pairs, stable_hash
+from diffpref.data.scan import TableStats
+from diffpref.data.schema import Captions, Columns
+from diffpref.errors import UserError
+
+_HASHES_AT_ONCE = 65536
+_SIZES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a set of pairs holds. `kept` pairs can be trained on; the images of all other rows were not decoded.
+
+    decided: pairs with a preference and captions, good images or not; first_wins of them prefer image 0.
+    prompts: distinct captions. sizes: (width, height) -> images of kept pairs. caption_lengths: characters ->
+    captions, one a pair when shared, two when dual.
+    """
+
+    files: tuple[Path, ...]
+    captions: Captions
+    stats: TableStats
+    decided: int
+    prompts: int
+    sizes: Counter[tuple[int, int]]
+    caption_lengths: Counter[int]
+
+    @property
+    def kept(self) -> int:
+        return self.stats.kept
+
+    def table(self) -> str:
+        """The report as lines of text, bad rows last."""
+        stats = self.stats
+        share = stats.bad / stats.rows
+        rows: list[tuple[str, str]] = [
+            ("files", str(len(self.files))),
+            ("rows", f"{stats.rows:,}"),
+            ("kept", _of(stats.kept, stats.rows)),
+            ("ties, dropped", _of(stats.ties, stats.rows)),
+            ("without a label, dropped", _of(stats.unlabelled, stats.rows)),
+            ("identical images, dropped", _of(stats.identical, stats.rows)),
+            ("bad", _of(stats.bad, stats.rows)),
+            ("image 0 preferred", _of(stats.first_wins, self.decided)),
+            ("distinct captions" if self.captions == "dual" else "distinct prompts", f"{self.prompts:,}"),
+            ("characters a caption", _quantiles(self.caption_lengths)),
+        ]
+        common = self.sizes.most_common(_SIZES_SHOWN)
+        rows += [(f"images of {w} x {h}", _of(n, self.sizes.total())) for (w, h), n in common]
+        other = self.sizes.total() - sum(n for _, n in common)
+        if other:
+            rows.append(
+                (f"images of {len(self.sizes) - len(common)} other sizes", _of(other, self.sizes.total()))
+            )
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        if stats.bad:
+            lines += ["", f"bad rows ({share:.2%}; training stops above data.max_bad_share, 1 % by default):"]
+            lines += [f"  {bad.source}: {bad.reason}" for bad in stats.first_bad]
+            if stats.bad > len(stats.first_bad):
+                lines.append(f"  and {stats.bad - len(stats.first_bad):,} more")
+        return "\n".join(lines)
+
+
+def check(
+    pairs: str | Path,
+    columns: Columns | None = None,
+    captions: Captions = "shared",
+    out: TextIO | None = None,
+) -> CheckReport:
+    """Read every pair, decode every image, and print what was found (to `out`, by default standard output).
+
+    Raises UserError, as `open_pairs` does, for data that training would refuse; bad rows, however many, are
+    listed instead, unless no usable pair is left.
+    """
+    table = open_pairs(pairs, columns, captions, max_bad_share=1.0)
+    sizes: Counter[tuple[int, int]] = Counter()
+    for index in tqdm(range(len(table)), desc="images", unit="pair", file=sys.stderr, disable=None):
+        pair = table.try_load(index)
+        if pair is not None:
+            sizes.update((pair.winner_image.size, pair.loser_image.size))
+    prompts, lengths = _captions(table, captions)
+    report = CheckReport(table.files, captions, table.stats, len(table), prompts, sizes, lengths)
+    print(report.table(), file=out or sys.stdout)
+    if report.kept == 0:
+        raise UserError(
+            f"no usable pair in {pairs}", why=table.stats.summary(), fix="see the rows named above"
+        )
+    return report
+
+
+def _captions(table: PairTable, captions: Captions) -> tuple[int, Counter[int]]:
+    """(distinct captions, characters -> captions). Distinct ones are counted by 64-bit hashes, 8 bytes each."""
+    lengths: Counter[int] = Counter()
+    seen: np.ndarray[Any, np.dtype[np.uint64]] = np.zeros(0, np.uint64)
+    hashes: list[int] = []
+    for both in table.iter_captions():
+        for caption in both if captions == "dual" else both[:1]:
+            lengths[len(caption)] += 1
+            hashes.append(stable_hash(caption))
+        if len(hashes) >= _HASHES_AT_ONCE:
+            seen, hashes = np.union1d(seen, np.array(hashes, np.uint64)), []
+    return len(np.union1d(seen, np.array(hashes, np.uint64))), lengths
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"
+
+
+def _quantiles(lengths: Counter[int]) -> str:
+    values = np.repeat(list(lengths.keys()), list(lengths.values()))
+    low, middle, high = np.quantile(values, (0, 0.5, 1), method="inverted_cdf")
+    return f"{low} to {high}, median {middle}"
