@@ -82,7 +82,11 @@ def _run(arguments: list[str]) -> int:
         parser.parse_args(arguments)  # --help and --version end here
     summary, build, run = COMMANDS[command]
     own = Parser(
-        prog=f"diffpref {command}", description=summary, allow_abbrev=False, formatter_class=_Formatter, add_help=True
+        prog=f"diffpref {command}",
+        description=summary,
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+        add_help=True,
     )
     takes_keys = build(own)
     rest, overrides = arguments[1:], []
@@ -104,8 +108,14 @@ def _refuse_unknown_options(parser: Parser, arguments: list[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name != "--" and name not in known:
-            same_leaf = [option for option in known if option.endswith(f".{name[2:]}")]  # learning_rate: train.learning_rate
-            close = same_leaf[0] if same_leaf else nearest(name, [option for option in known if option != "--help"])
+            same_leaf = [
+                option for option in known if option.endswith(f".{name[2:]}")
+            ]  # learning_rate: train.learning_rate
+            close = (
+                same_leaf[0]
+                if same_leaf
+                else nearest(name, [option for option in known if option != "--help"])
+            )
             fix = f"did you mean {close}?" if close else f"see {parser.prog} --help"
             raise UserError(f"{parser.prog} has no option {name}", fix=fix)
 
@@ -179,15 +189,33 @@ def _encode(values: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
 
 
 def _generate_arguments(parser: Parser) -> None:
-    parser.add_argument("--model", required=True, metavar="MODEL", help="pipeline folder, hub id, or tiny:model")
-    parser.add_argument("--lora", metavar="LORA", help="folder of a LoRA to put on the model")
-    parser.add_argument("--suite", required=True, metavar="SUITE", help="TOML file of prompts, or a shipped suite's name")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for images/ and manifest.jsonl; continued when begun")
-    parser.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N prompts (default 0: all)")
-    parser.add_argument("--batch", type=_positive, default=16, metavar="N", help="images drawn together (default 16)")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="precision inside the network (default fp32)"
+        "--model", required=True, metavar="MODEL", help="pipeline folder, hub id, or tiny:model"
+    )
+    parser.add_argument("--lora", metavar="LORA", help="folder of a LoRA to put on the model")
+    parser.add_argument(
+        "--suite", required=True, metavar="SUITE", help="TOML file of prompts, or a shipped suite's name"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for images/ and manifest.jsonl; continued when begun",
+    )
+    parser.add_argument(
+        "--limit", type=_count, default=0, metavar="N", help="only the first N prompts (default 0: all)"
+    )
+    parser.add_argument(
+        "--batch", type=_positive, default=16, metavar="N", help="images drawn together (default 16)"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="precision inside the network (default fp32)",
     )
 
 
@@ -195,16 +223,27 @@ def _generate(values: argparse.Namespace, _: Any) -> None:
     from diffpref.generation import generate
 
     generate(
-        values.model, values.suite, values.out,
-        lora=values.lora, limit=values.limit, batch=values.batch,
-        device=values.device, dtype=values.dtype,
+        values.model,
+        values.suite,
+        values.out,
+        lora=values.lora,
+        limit=values.limit,
+        batch=values.batch,
+        device=values.device,
+        dtype=values.dtype,
     )
 
 
 def _score_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="folder that diffpref generate wrote, or a table of images and prompts")
-    parser.add_argument("--evaluators", required=True, metavar="A,B", help="names, separated by commas, such as oracle")
-    parser.add_argument("--batch", type=_positive, default=32, metavar="N", help="images judged together (default 32)")
+    parser.add_argument(
+        "folder", metavar="DIR", help="folder that diffpref generate wrote, or a table of images and prompts"
+    )
+    parser.add_argument(
+        "--evaluators", required=True, metavar="A,B", help="names, separated by commas, such as oracle"
+    )
+    parser.add_argument(
+        "--batch", type=_positive, default=32, metavar="N", help="images judged together (default 32)"
+    )
 
 
 def _score(values: argparse.Namespace, _: Any) -> None:
@@ -219,9 +258,16 @@ def _score(values: argparse.Namespace, _: Any) -> None:
 def _report_arguments(parser: Parser) -> None:
     parser.add_argument("--baseline", required=True, metavar="DIR", help="scored folder to compare with")
     parser.add_argument(
-        "--candidate", required=True, action="append", nargs="+", metavar="DIR", help="scored folders to compare; repeatable"
+        "--candidate",
+        required=True,
+        action="append",
+        nargs="+",
+        metavar="DIR",
+        help="scored folders to compare; repeatable",
     )
-    parser.add_argument("--out", required=True, metavar="F.html", help="the report; its numbers go to F.json beside it")
+    parser.add_argument(
+        "--out", required=True, metavar="F.html", help="the report; its numbers go to F.json beside it"
+    )
     parser.add_argument("--title", metavar="TEXT", help="title of the report")
 
 
@@ -238,9 +284,14 @@ def _check_arguments(parser: Parser) -> bool:
     from diffpref.config import ColumnsConfig, add_config_arguments
 
     parser.usage = f"{parser.prog} PAIRS [--captions shared|dual] [--columns.NAME COLUMN ...]"
-    parser.add_argument("pairs", metavar="PAIRS", help="Parquet file, folder of them, glob, or tiny:pairs/train.parquet")
     parser.add_argument(
-        "--captions", choices=("shared", "dual"), default="shared", help="whether each image needs its own caption (default shared)"
+        "pairs", metavar="PAIRS", help="Parquet file, folder of them, glob, or tiny:pairs/train.parquet"
+    )
+    parser.add_argument(
+        "--captions",
+        choices=("shared", "dual"),
+        default="shared",
+        help="whether each image needs its own caption (default shared)",
     )
     add_config_arguments(parser, ColumnsConfig, "columns.")
     return False
@@ -250,14 +301,24 @@ def _check(values: argparse.Namespace, _: Any) -> None:
     from diffpref.config import ColumnsConfig
     from diffpref.data.check import check
 
-    columns = {key.removeprefix("columns."): value for key, value in vars(values).items() if key.startswith("columns.")}
+    columns = {
+        key.removeprefix("columns."): value
+        for key, value in vars(values).items()
+        if key.startswith("columns.")
+    }
     check(values.pairs, captions=values.captions, columns=ColumnsConfig(**columns))
 
 
 def _demo_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for everything (default runs/demo)")
     parser.add_argument(
-        "--objective", action="append", default=[], metavar="NAME", help="only this one: sft, dpo, mapo or dcpo; repeatable"
+        "--out", default="runs/demo", metavar="DIR", help="folder for everything (default runs/demo)"
+    )
+    parser.add_argument(
+        "--objective",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one: sft, dpo, mapo or dcpo; repeatable",
     )
 
 
@@ -289,13 +350,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Parser], bool | None], Callable[[argparse.Namespace, Any], int | None]]] = {
-    "demo": ("Align the shipped small model with several objectives and write a report.", _demo_arguments, _demo),
+COMMANDS: dict[
+    str, tuple[str, Callable[[Parser], bool | None], Callable[[argparse.Namespace, Any], int | None]]
+] = {
+    "demo": (
+        "Align the shipped small model with several objectives and write a report.",
+        _demo_arguments,
+        _demo,
+    ),
     "train": ("Align a model with preference pairs, as a TOML recipe says.", _config_arguments, _train),
     "encode": ("Build the latent and text cache that train would build.", _config_arguments, _encode),
     "generate": ("Draw a suite of prompts with a model.", _generate_arguments, _generate),
     "score": ("Judge generated images.", _score_arguments, _score),
     "report": ("Compare scored folders in one HTML file.", _report_arguments, _report),
-    "check": ("Look through preference pairs and say whether they can be trained on.", _check_arguments, _check),
+    "check": (
+        "Look through preference pairs and say whether they can be trained on.",
+        _check_arguments,
+        _check,
+    ),
     "env": ("Print versions, devices, threads and optional packages.", _no_arguments, _env),
 }

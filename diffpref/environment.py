@@ -71,12 +71,16 @@ def describe() -> str:
     width = max(len(key) for rows in sections.values() for key in rows) + 2
     blocks = []
     for title, rows in sections.items():
-        blocks.append("\n".join([title, *(f"  {key:<{width}}{value}".rstrip() for key, value in rows.items())]))
+        blocks.append(
+            "\n".join([title, *(f"  {key:<{width}}{value}".rstrip() for key, value in rows.items())])
+        )
     return "\n\n".join(blocks + _advice())
 
 
 def _devices() -> dict[str, str]:
-    rows = {"cpu": f"{platform.processor() or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"}
+    rows = {
+        "cpu": f"{platform.processor() or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
+    }
     for entry in accelerators():
         memory = f", {entry['memory_gib']} GiB" if entry["memory_gib"] is not None else ""
         rows[entry["device"]] = entry["name"] + memory
@@ -86,13 +90,16 @@ def _devices() -> dict[str, str]:
 def _threads() -> dict[str, str]:
     import torch
 
-    rows = {"torch": f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between operators"}
+    rows = {
+        "torch": f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between operators"
+    }
     return rows | {name: os.environ.get(name, "(unset)") for name in THREAD_VARIABLES}
 
 
 def _optional() -> dict[str, str]:
     return {
-        name: version_of(name) or f"not installed: {purpose}; {command}" for name, (purpose, command) in OPTIONAL.items()
+        name: version_of(name) or f"not installed: {purpose}; {command}"
+        for name, (purpose, command) in OPTIONAL.items()
     }
 
 

@@ -27,14 +27,7 @@ def to_toml(config: TrainConfig) -> str:
     """The resolved config, every key included; loading it gives an equal config."""
     import tomlkit
 
-    return tomlkit.dumps(_without_none(to_dict(config)))
-
-
-def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: a parameter that is None is left out, and comes back as None from its default."""
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
-    }
+    return tomlkit.dumps(to_dict(config))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -35,7 +35,9 @@ def load_train_config(path: str | Path, overrides: Overrides = ()) -> TrainConfi
     return parse_train_config(read_toml(file), overrides, source=str(file))
 
 
-def parse_train_config(tree: Mapping[str, Any], overrides: Overrides = (), source: str = "config") -> TrainConfig:
+def parse_train_config(
+    tree: Mapping[str, Any], overrides: Overrides = (), source: str = "config"
+) -> TrainConfig:
     """Like `load_train_config`, from nested dicts; `source` names them in messages."""
     changes = dict(overrides.items() if isinstance(overrides, Mapping) else overrides)
     reader = _Reader(source, tree, changes)
@@ -54,13 +56,14 @@ def find_recipe(name: str) -> Path:
         return path
     recipes = {file.stem: file for file in sorted((share_dir("configs") / "train").glob("*.toml"))}
     stem = path.name.removesuffix(".toml")
-    if stem in recipes and path.parent in (Path("."), Path("configs/train")):
+    if stem in recipes and path.parent in (Path(), Path("configs/train")):
         return recipes[stem]
     close = nearest(stem, recipes)
     raise UserError(
         f"config not found: {name}",
         why="it is neither a file nor the name of a shipped recipe",
-        fix=(f"did you mean {close!r}? " if close else "") + ("shipped recipes: " + ", ".join(recipes) if recipes else ""),
+        fix=(f"did you mean {close!r}? " if close else "")
+        + ("shipped recipes: " + ", ".join(recipes) if recipes else ""),
     )
 
 
@@ -69,7 +72,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text", why=str(error), fix="a config is a TOML text file") from None
+        raise UserError(
+            f"{file}: not UTF-8 text", why=str(error), fix="a config is a TOML text file"
+        ) from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read", why=str(error.strerror)) from None
     try:
@@ -95,7 +100,9 @@ def specs(kind: type) -> dict[str, Spec | type]:
     if kind is ObjectiveConfig:
         fields = [field for field in fields if field.name == "name"]
     return {
-        field.name: hints[field.name] if dataclasses.is_dataclass(hints[field.name]) else spec_of(field, hints[field.name])
+        field.name: hints[field.name]
+        if dataclasses.is_dataclass(hints[field.name])
+        else spec_of(field, hints[field.name])
         for field in fields
     }
 
@@ -120,7 +127,9 @@ class _Reader:
             return self.objective(prefix, table)
         return kind(**self.fields(specs(kind), prefix, table))
 
-    def fields(self, accepted: Mapping[str, Spec | type], prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    def fields(
+        self, accepted: Mapping[str, Spec | type], prefix: str, table: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The values of one section's fields, nested sections included."""
         self.known |= {prefix + name: spec for name, spec in accepted.items()}
         self._refuse_unknown_in(table, prefix, accepted)
@@ -159,16 +168,21 @@ class _Reader:
         name = self.value(f"{prefix}name", spec, table.get("name", MISSING))
         if name != table.get("name", spec.default) and set(table) - {"name"}:
             dropped = ", ".join(f"{prefix}{key}" for key in table if key != "name")
-            log.warning("%s belongs to another objective and is not used with %s: %s", dropped, name, self.source)
+            log.warning(
+                "%s belongs to another objective and is not used with %s: %s", dropped, name, self.source
+            )
             table = {}
         accepted: dict[str, Spec | type] = {"name": spec, **specs(OBJECTIVES[name])}
         params = self.fields(accepted, prefix, {"name": name} | dict(table))
         del params["name"]
         try:
-            OBJECTIVES[name](**params)
-        except ValueError as error:
-            raise UserError(f"{self.source}: [objective] {name} does not accept its parameters", why=str(error)) from None
-        return ObjectiveConfig(name, params)
+            objective = OBJECTIVES[name](**params)
+        except UserError as error:
+            raise UserError(f"{self.source}: {error.what}", error.why, error.fix) from None
+        effective = {
+            key: getattr(objective, key) for key in params
+        }  # defaults that depend on others, filled in
+        return ObjectiveConfig(name, {key: value for key, value in effective.items() if value is not None})
 
     def refuse_unknown(self) -> None:
         """Raise for an override of a key that no section has."""
@@ -177,17 +191,18 @@ class _Reader:
             if not isinstance(spec, Spec):
                 raise self._unknown(COMMAND_LINE, key)
 
-    def _refuse_unknown_in(self, table: Mapping[str, Any], prefix: str, accepted: Iterable[str]) -> None:
-        names = set(accepted)
+    def _refuse_unknown_in(self, table: Mapping[str, Any], prefix: str, accepted: Mapping[str, Any]) -> None:
         for name in table:
-            if name not in names:
-                raise self._unknown(self.source, prefix + name, names)
+            if name not in accepted:
+                raise self._unknown(self.source, prefix + name)
 
     def _subtable(self, table: Mapping[str, Any], prefix: str, name: str) -> Mapping[str, Any]:
         found = table.get(name, {})
         if not isinstance(found, Mapping):
             what = f"{self.source}: {prefix}{name} = {quote(found)} is not allowed"
-            raise UserError(what, why=f"{prefix}{name} is a section", fix=f"write its keys below [{prefix}{name}]")
+            raise UserError(
+                what, why=f"{prefix}{name} is a section", fix=f"write its keys below [{prefix}{name}]"
+            )
         return found
 
     def _missing(self, key: str, spec: Spec) -> UserError:
@@ -198,19 +213,23 @@ class _Reader:
             fix=f"add it below [{section}]: {name} = ..., or give --{key} VALUE",
         )
 
-    def _unknown(self, origin: str, key: str, siblings: Iterable[str] = ()) -> UserError:
+    def _unknown(self, origin: str, key: str) -> UserError:
         prefix, _, leaf = key.rpartition(".")
-        everything = {**keys(), **self.known}
+        known = {**keys(), **self.known}
+        siblings = sorted(name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == prefix)
         close = nearest(leaf, siblings)
         if close:
             close = f"{prefix}.{close}" if prefix else close
-        else:
-            same_leaf = [known for known in everything if known.rpartition(".")[2] == leaf]
-            close = same_leaf[0] if same_leaf else nearest(key, everything)
+        else:  # right name, wrong section; else a section or key spelt alike
+            same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+            close = same_leaf[0] if same_leaf else nearest(key, known if prefix not in known else ())
         if isinstance(self.known.get(key), type):
-            return UserError(f"{origin}: {key} is a section, not a key", fix=f"give one of its keys, such as --{key}.NAME VALUE")
+            return UserError(
+                f"{origin}: {key} is a section, not a key",
+                fix=f"give one of its keys, such as --{key}.NAME VALUE",
+            )
         return UserError(
             f"{origin}: unknown key {key}",
-            why=f"known in this section: {', '.join(sorted(siblings))}" if siblings else "",
+            why=f"known in this section: {', '.join(siblings)}" if siblings else "",
             fix=f"did you mean {close}?" if close else "see diffpref train --help for all keys",
         )

@@ -8,7 +8,9 @@ from diffpref.config.loading import keys
 from diffpref.errors import UserError
 
 
-def split_overrides(arguments: Sequence[str], plain: Collection[str] | None = None) -> tuple[list[str], list[tuple[str, str]]]:
+def split_overrides(
+    arguments: Sequence[str], plain: Collection[str] | None = None
+) -> tuple[list[str], list[tuple[str, str]]]:
     """The arguments that are no overrides, and the overrides as (dotted key, text) in order.
 
     An override is an option whose name holds a dot, or one of `plain`, the keys of the top level. Its value is the next

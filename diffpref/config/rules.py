@@ -24,25 +24,37 @@ def contradictions(config: TrainConfig) -> list[tuple[str, str, str]]:
     """What cannot be meant together, each as (what, why, fix)."""
     train, found = config.train, []
     if train.min_timestep > train.max_timestep:
-        found.append((
-            f"train.min_timestep = {train.min_timestep} is above train.max_timestep = {train.max_timestep}",
-            "no timestep is left to train on", "make train.min_timestep the smaller one",
-        ))
+        found.append(
+            (
+                f"train.min_timestep = {train.min_timestep} is above train.max_timestep = {train.max_timestep}",
+                "no timestep is left to train on",
+                "make train.min_timestep the smaller one",
+            )
+        )
     if train.warmup_steps > train.steps:
-        found.append((
-            f"train.warmup_steps = {train.warmup_steps} is more than train.steps = {train.steps}",
-            "the learning rate would never reach its value", "lower train.warmup_steps",
-        ))
+        found.append(
+            (
+                f"train.warmup_steps = {train.warmup_steps} is more than train.steps = {train.steps}",
+                "the learning rate would never reach its value",
+                "lower train.warmup_steps",
+            )
+        )
     if train.micro_batch and train.batch_size % train.micro_batch:
-        found.append((
-            f"train.micro_batch = {train.micro_batch} does not divide train.batch_size = {train.batch_size}",
-            "a step is made of whole micro-batches", "choose a divisor, or 0 for one micro-batch a step",
-        ))
+        found.append(
+            (
+                f"train.micro_batch = {train.micro_batch} does not divide train.batch_size = {train.batch_size}",
+                "a step is made of whole micro-batches",
+                "choose a divisor, or 0 for one micro-batch a step",
+            )
+        )
     if config.validation.every and not config.data.validation:
-        found.append((
-            f"validation.every = {config.validation.every}, but data.validation is empty",
-            "there are no held-out pairs to measure on", "name them in data.validation, or set validation.every to 0",
-        ))
+        found.append(
+            (
+                f"validation.every = {config.validation.every}, but data.validation is empty",
+                "there are no held-out pairs to measure on",
+                "name them in data.validation, or set validation.every to 0",
+            )
+        )
     if not config.output.strip():
         found.append(("output is empty", "a run needs a folder", 'such as output = "runs/train"'))
     return found

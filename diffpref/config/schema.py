@@ -49,11 +49,18 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    type: str = option("none", choices=("none", "lora"), help="none trains all weights of the UNet, lora a small addition to them")
+    type: str = option(
+        "none",
+        choices=("none", "lora"),
+        help="none trains all weights of the UNet, lora a small addition to them",
+    )
     rank: int = option(16, bounds="[1, inf)", help="rank of the LoRA matrices")
-    alpha: float = option(16.0, bounds="(0, inf)", help="LoRA strength: the addition is scaled by alpha / rank")
+    alpha: float = option(
+        16.0, bounds="(0, inf)", help="LoRA strength: the addition is scaled by alpha / rank"
+    )
     target_modules: tuple[str, ...] = option(
-        ("to_q", "to_k", "to_v", "to_out.0"), help="layers of the UNet that LoRA adds to, by the end of their names"
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        help="layers of the UNet that LoRA adds to, by the end of their names",
     )
 
 
@@ -69,10 +76,13 @@ class ColumnsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    pairs: str = option(help="preference pairs: a Parquet file, a folder of them, a glob, or tiny:pairs/train.parquet")
+    pairs: str = option(
+        help="preference pairs: a Parquet file, a folder of them, a glob, or tiny:pairs/train.parquet"
+    )
     validation: str = option("", help="held-out pairs, in the same forms; empty: none")
     captions: str = option(
-        "shared", choices=("shared", "dual"),
+        "shared",
+        choices=("shared", "dual"),
         help="shared: one prompt for both images; dual: each image has its own caption (with dpo this is DCPO)",
     )
     resolution: int = option(
@@ -80,7 +90,9 @@ class DataConfig:
     )
     random_flip: bool = option(False, help="mirror both images of a pair, at random, half of the time")
     max_bad_share: float = option(
-        0.01, bounds="[0, 1]", help="share of unreadable pairs that is replaced by others before the run stops instead"
+        0.01,
+        bounds="[0, 1]",
+        help="share of unreadable pairs that is replaced by others before the run stops instead",
     )
     prompt_dropout: float = option(
         0.0, bounds="[0, 1)", help="share of pairs trained with an empty prompt, for classifier-free guidance"
@@ -89,7 +101,9 @@ class DataConfig:
         True, help="draw a new latent from the VAE's distribution at each visit; false: always take its mean"
     )
     cache_dir: str = option("", help="folder of the latent and text cache; empty: OUTPUT/cache")
-    workers: int = option(0, bounds="[0, inf)", help="processes that decode images while the cache is built; 0: none")
+    workers: int = option(
+        0, bounds="[0, inf)", help="processes that decode images while the cache is built; 0: none"
+    )
     columns: ColumnsConfig = section(ColumnsConfig, "names of the Parquet columns")
 
 
@@ -106,24 +120,37 @@ class LoopConfig:
     steps: int = option(1000, bounds="[1, inf)", help="optimizer steps")
     batch_size: int = option(16, bounds="[1, inf)", help="pairs per optimizer step, over all processes")
     micro_batch: int = option(
-        0, bounds="[0, inf)",
+        0,
+        bounds="[0, inf)",
         help="pairs per forward pass of one process, the rest by gradient accumulation; 0: batch_size / processes",
     )
-    learning_rate: float = option(1e-5, bounds="(0, 1]", help="peak learning rate: absolute, never scaled by anything")
-    schedule: str = option(
-        "constant", choices=("constant", "linear", "cosine"), help="learning rate after warm-up; linear and cosine end at 0"
+    learning_rate: float = option(
+        1e-5, bounds="(0, 1]", help="peak learning rate: absolute, never scaled by anything"
     )
-    warmup_steps: int = option(0, bounds="[0, inf)", help="steps over which the learning rate rises from 0 to its peak")
+    schedule: str = option(
+        "constant",
+        choices=("constant", "linear", "cosine"),
+        help="learning rate after warm-up; linear and cosine end at 0",
+    )
+    warmup_steps: int = option(
+        0, bounds="[0, inf)", help="steps over which the learning rate rises from 0 to its peak"
+    )
     adam_beta1: float = option(0.9, bounds="[0, 1)", help="AdamW: decay of the gradient's mean")
     adam_beta2: float = option(0.999, bounds="[0, 1)", help="AdamW: decay of the gradient's mean square")
     adam_epsilon: float = option(1e-8, bounds="(0, inf)", help="AdamW: added to the denominator")
     weight_decay: float = option(0.01, bounds="[0, inf)", help="AdamW: decoupled weight decay")
-    max_grad_norm: float = option(1.0, bounds="[0, inf)", help="gradient norm above which gradients are scaled down; 0: off")
+    max_grad_norm: float = option(
+        1.0, bounds="[0, inf)", help="gradient norm above which gradients are scaled down; 0: off"
+    )
     mixed_precision: str = option(
-        "no", choices=("no", "fp16", "bf16"), help="precision inside the networks; weights, errors and losses stay fp32"
+        "no",
+        choices=("no", "fp16", "bf16"),
+        help="precision inside the networks; weights, errors and losses stay fp32",
     )
     ema_decay: float = option(
-        0.0, bounds="[0, 1)", help="decay of the moving average of the weights, which is what gets saved then; 0: off"
+        0.0,
+        bounds="[0, 1)",
+        help="decay of the moving average of the weights, which is what gets saved then; 0: off",
     )
     min_timestep: int = option(0, bounds="[0, inf)", help="smallest noise timestep to train on")
     max_timestep: int = option(999, bounds="[0, inf)", help="largest noise timestep to train on")
@@ -135,7 +162,8 @@ class CheckpointConfig:
     every: int = option(500, bounds="[0, inf)", help="steps between checkpoints; 0: only at the end")
     keep: int = option(2, bounds="[1, inf)", help="newest checkpoints to keep")
     resume: str = option(
-        "auto", choices=("auto", "never"),
+        "auto",
+        choices=("auto", "never"),
         help="auto continues the run that the output folder holds; never wants an output folder without a run",
     )
 
@@ -150,8 +178,12 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    every: int = option(0, bounds="[0, inf)", help="steps between image grids, reference beside policy; 0: only at the end")
-    prompts: tuple[str, ...] = option((), help="prompts of the grid; empty: the first captions of the (held-out) pairs")
+    every: int = option(
+        0, bounds="[0, inf)", help="steps between image grids, reference beside policy; 0: only at the end"
+    )
+    prompts: tuple[str, ...] = option(
+        (), help="prompts of the grid; empty: the first captions of the (held-out) pairs"
+    )
     count: int = option(8, bounds="[0, inf)", help="captions to take where no prompts are given; 0: no grids")
     seed: int = option(0, bounds="[0, inf)", help="seed of the grid's first image, the next ones count up")
     scheduler: str = option("ddim", choices=("ddim",), help="sampler of the grid")
@@ -161,7 +193,9 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    every: int = option(0, bounds="[0, inf)", help="steps between measurements on data.validation; 0: only at the end")
+    every: int = option(
+        0, bounds="[0, inf)", help="steps between measurements on data.validation; 0: only at the end"
+    )
     pairs: int = option(256, bounds="[1, inf)", help="held-out pairs to measure on, from the first")
     draws: int = option(4, bounds="[1, inf)", help="fixed timestep and noise draws per held-out pair")
 

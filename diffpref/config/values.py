@@ -11,7 +11,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from diffpref.errors import nearest
 
-NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of texts"}
+NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+}
 
 
 class ValueProblem(Exception):
@@ -62,7 +68,12 @@ def spec_of(field: Field[Any], hint: Any) -> Spec:
     if default is MISSING and field.default_factory is not MISSING:
         default = field.default_factory()
     return Spec(
-        kind, default, metadata.get("bounds", ""), choices, metadata.get("multiple_of", 1), metadata.get("help", "")
+        kind,
+        default,
+        metadata.get("bounds", ""),
+        choices,
+        metadata.get("multiple_of", 1),
+        metadata.get("help", ""),
     )
 
 
@@ -105,7 +116,14 @@ def _text(value: Any) -> str:
 
 
 def _type_name(value: Any) -> str:
-    names = {bool: "true or false", dict: "a table", list: "a list", str: "text", int: "a whole number", float: "a fraction"}
+    names = {
+        bool: "true or false",
+        dict: "a table",
+        list: "a list",
+        str: "text",
+        int: "a whole number",
+        float: "a fraction",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 
@@ -132,9 +150,7 @@ def from_text(text: str, spec: Spec) -> Any:
             value = int(text)
         elif spec.kind is float:
             value = float(text)
-        elif spec.kind is tuple:
-            value = _toml_value(text)
-        elif text[:1] in ("'", '"') and len(text) > 1 and text[-1] == text[0]:
+        elif spec.kind is tuple or (text[:1] in ("'", '"') and len(text) > 1 and text[-1] == text[0]):
             value = _toml_value(text)
     except (ValueError, KeyError):
         hint = """write it as '["first", "second"]'""" if spec.kind is tuple else ""

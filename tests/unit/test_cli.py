@@ -1,0 +1,140 @@
+"""The command line as users meet it: real processes, their exit codes and what they print."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("demo", "train", "encode", "generate", "score", "report", "check", "env")
+
+
+def diffpref(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffpref", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_lists_every_command_without_loading_torch():
+    code = (
+        "import sys\nfrom diffpref.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    print('exit', end.code)\n"
+        "print('heavy', {'torch', 'numpy', 'diffusers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("exit 0\nheavy set()\n")
+    for command in COMMANDS:
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_its_own_help(command):
+    done = diffpref(command, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"usage: diffpref {command}")
+
+
+def test_train_help_teaches_every_key_and_every_objective():
+    text = " ".join(diffpref("train", "--help").stdout.split())  # lines are wrapped to the terminal
+    for expected in (
+        "--train.learning_rate X", "above 0, at most 1; default 1e-05", "--data.captions shared|dual",
+        "[data.columns] names of the Parquet columns", "--model.base TEXT", "(required)",
+        "--objective.beta X", " dpo ", " mapo ", " sft ",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "did you mean train?"),
+        (["xyz"], "commands: demo, train"),
+        (["--nope"], "see diffpref --help"),
+        (["train"], "required: CONFIG"),
+        (["train", "tiny-dpo", "--train.learning_rte", "1"], "did you mean train.learning_rate?"),
+        (["train", "tiny-dpo", "--learning_rate", "1"], "did you mean --train.learning_rate?"),
+        (["train", "tiny-dpo", "--train.steps"], "--train.steps needs a value"),
+        (["train", "tiny-dpo", "extra"], "unrecognized arguments: extra"),
+        (["train", "none.toml"], "config not found: none.toml"),
+        (["train", "tiny-dpo", "--train.steps", "0"], "a whole number at least 1"),
+        (["generate", "--modle", "x"], "did you mean --model?"),
+        (["generate", "--model", "x", "--suite", "s", "--out", "o", "--batch", "0"], "must be at least 1"),
+        (
+            ["generate", "--model", "x", "--suite", "s", "--out", "o", "--limit", "-1"],
+            "'-1' is not a whole number",
+        ),
+        (["score", ".", "--evaluators", ","], "--evaluators names none"),
+        (["check", "x", "--columns.captoin", "y"], "did you mean --columns.caption?"),
+    ],
+)
+def test_a_users_mistake_gives_one_message_and_exit_code_2(arguments, expected, tmp_path):
+    done = diffpref(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_shows_the_help_and_fails():
+    done = diffpref()
+    assert done.returncode == 2
+    assert "diffpref demo" in done.stdout
+
+
+def test_version():
+    from diffpref import __version__
+
+    assert diffpref("--version").stdout == f"diffpref {__version__}\n"
+
+
+def test_env_tells_versions_threads_and_how_to_get_what_is_missing():
+    done = diffpref("env", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0
+    import torch
+
+    assert torch.__version__ in done.stdout
+    assert "1 in an operator" in done.stdout
+    assert "OMP_NUM_THREADS" in done.stdout
+    assert "diffpref[wandb]" in done.stdout or "wandb " in done.stdout
+
+
+def test_a_closed_pipe_is_no_traceback():
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "diffpref", "train", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) == 141
+    assert errors == b""
+
+
+def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
+    """Interrupted while it waits for a config that never comes, through a named pipe."""
+    pipe = tmp_path / "recipe.toml"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        [sys.executable, "-m", "diffpref", "train", str(pipe)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # open() of a pipe without a writer is where it waits
+            stack = Path(f"/proc/{process.pid}/wchan")
+            if stack.exists() and "fifo" in stack.read_text():
+                break
+            time.sleep(0.05)
+        else:
+            time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == b"interrupted\n"
