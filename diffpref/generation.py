@@ -27,7 +27,7 @@ ROWS = "manifest.jsonl"
 
 @dataclass
 class _Folder:
-    """A folder of generated images: settings in manifest.json, one line per finished image in manifest.jsonl."""
+    """A folder of generated images: settings in manifest.json, a line per image in manifest.jsonl."""
 
     path: Path
 
@@ -78,16 +78,16 @@ def generate(
 ) -> Path:
     """Draw every image of a suite into a folder.
 
-    Leaves ``OUT/images/*.png``, ``OUT/manifest.jsonl`` (a row per image, with the seed that gives the same image
-    in plain diffusers) and ``OUT/manifest.json`` (settings, fingerprint of the weights, versions). A stopped run
-    goes on where it was.
+    Leaves ``OUT/images/*.png``, ``OUT/manifest.jsonl`` (a row per image, with the seed that gives the same
+    image in plain diffusers) and ``OUT/manifest.json`` (settings, fingerprint of the weights, versions). A
+    stopped run goes on where it was.
 
     Args:
         model: diffusers folder, run folder, LoRA folder written by diffpref, ``tiny:model``, or a hub id.
         suite: name of a shipped suite, or path of a TOML file.
         lora: LoRA file or folder to load on top.
         limit: draw the first prompts only (0: all).
-        batch: images drawn at once. Rounding inside the network can differ by the size of the batch, by at most
+        batch: images drawn at once. Rounding inside the network can differ with the size of the batch, by
             one of 255 levels in a few pixels.
         device: "cuda", "mps", "cpu"; by default the first of these that is there.
         dtype: precision of the network: "fp32", "fp16" or "bf16".
@@ -221,7 +221,7 @@ def _settings(suite: Suite, loaded: pipelines.LoadedPipeline) -> dict[str, Any]:
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    """What must agree for a folder to be continued: names of the model and versions may change, images may not."""
+    """What must agree for a folder to be continued: the model's name and versions may change, images not."""
     kept = ("model_fingerprint", "suite", "suite_fingerprint", "dtype", "device")
     return {key: settings.get(key) for key in kept}
 

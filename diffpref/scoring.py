@@ -29,12 +29,12 @@ def score(folder: str | Path, evaluators: list[str], batch: int = 32) -> Path:
     """Score every image of a folder or table with every evaluator.
 
     Writes ``scores.parquet`` (columns ``id, prompt_id, prompt, kind, seed, file, image_sha256``, then
-    ``<evaluator>`` float32 and ``<evaluator>.<detail>``) and ``scores.json`` (what each column means). Scores that
-    another evaluator gave to the very same images are kept.
+    ``<evaluator>`` float32 and ``<evaluator>.<detail>``) and ``scores.json`` (what each column means). Scores
+    that another evaluator gave to the very same images are kept.
 
     Raises:
-        UserError: unknown evaluator, no images, an image that is missing or damaged, a prompt that an evaluator
-            cannot read. Nothing is written then.
+        UserError: unknown evaluator, no images, an image that is missing or damaged, a prompt that an
+            evaluator cannot read. Nothing is written then.
     """
     if batch < 1:
         raise UserError("--batch must be at least 1", why=f"it is {batch}")

@@ -19,7 +19,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def scored_folder(folder: Path, skill: float, prompts: int = 24, seeds: int = 2, run: Path | None = None) -> Path:
+def scored_folder(
+    folder: Path, skill: float, prompts: int = 24, seeds: int = 2, run: Path | None = None
+) -> Path:
     """A folder in which a share ``skill`` of the images shows what its prompt asks for."""
     rng = np.random.default_rng(7)  # the same prompts, and the same luck, for every skill
     rows = []
@@ -33,8 +35,8 @@ def scored_folder(folder: Path, skill: float, prompts: int = 24, seeds: int = 2,
             name = f"{prompt_id:05d}-s{sample}"
             render(asked if luck < skill else other).save(folder / "images" / f"{name}.png")
             rows.append(
-                {"id": name, "file": f"images/{name}.png", "prompt_id": prompt_id, "prompt": prompt, "kind": kind,
-                 "sample": sample, "seed": image_seed(sample, prompt_id)}
+                {"id": name, "file": f"images/{name}.png", "prompt_id": prompt_id, "prompt": prompt,
+                 "kind": kind, "sample": sample, "seed": image_seed(sample, prompt_id)}
             )  # fmt: skip
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = {

@@ -1,11 +1,12 @@
 """Statistics for paired comparisons of two models over the same prompts.
 
-The unit is the **prompt**: scores of several seeds are averaged within their prompt first, and prompts (never
-images) are resampled, because images of one prompt are not independent draws of the population we speak about.
+The unit is the **prompt**: scores of several seeds are averaged within their prompt first, and prompts
+(never images) are resampled, because images of one prompt are not independent draws of the population we
+speak about.
 
 Sources: B. Efron and R. Tibshirani, *An Introduction to the Bootstrap* (1993), ch. 13 (percentile interval);
-E. B. Wilson, JASA 22 (1927), 209-212 (score interval); B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol. Biol.
-9 (2010), art. 39 (permutation p-values are never zero); S. Holm, Scand. J. Statist. 6 (1979), 65-70.
+E. B. Wilson, JASA 22 (1927), 209-212 (score interval); B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol.
+Biol. 9 (2010), art. 39 (permutation p-values are never zero); S. Holm, Scand. J. Statist. 6 (1979), 65-70.
 """
 
 from __future__ import annotations

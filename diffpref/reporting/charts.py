@@ -36,38 +36,53 @@ class Chart:
 
 
 _CHARTS = (
-    ("Loss", "What the objective minimises; comparable only between runs of one objective.", None, ("loss",)),
+    (
+        "Loss",
+        "What the objective minimises; comparable only between runs of one objective.",
+        None,
+        ("loss", "validation.loss"),
+    ),
     (
         "Implicit accuracy",
-        "Share of pairs in which the model moved towards the winner more than towards the loser; 50 % is chance.",
+        "Share of pairs in which the model moved towards the winner more than towards the loser; "
+        "50 % is chance.",
         0.5,
-        ("implicit_accuracy",),
+        ("implicit_accuracy", "validation.implicit_accuracy"),
     ),
-    ("Margin", "How much more the winner's error fell than the loser's, against the reference.", 0.0, ("margin",)),
+    (
+        "Margin",
+        "How much more the winner's error fell than the loser's, against the reference.",
+        0.0,
+        ("margin", "validation.margin"),
+    ),
     (
         "Gains",
-        "Error of the reference minus the model's own, for winners and losers apart: above 0 the model fits them better "
-        "than before. "
+        "Error of the reference minus the model's own, for winners and losers apart: above 0 the model fits them "
+        "better than before. "
         "A winner below 0 while the margin grows is likelihood displacement.",
         0.0,
         ("winner_gain", "loser_gain"),
     ),
 )
-_LABELS = {"winner_gain": "winner", "loser_gain": "loser"}
-_STYLES = {"winner_gain": "win", "loser_gain": "loss"}
+
+
+def _label_of(key: str) -> str:
+    names = {"winner_gain": "winner", "loser_gain": "loser"}
+    return "held-out pairs" if key.startswith("validation.") else names.get(key, "training pairs")
+
+
+def _style_of(key: str) -> str:
+    """Second curves of a chart are orange and dashed."""
+    return "loss" if key == "loser_gain" or key.startswith("validation.") else "win"
 
 
 def training_charts(run: TrainingRun) -> list[Chart]:
     """The curves that this run logged; a reference-free objective has no margin or gains."""
     charts = []
     for title, meaning, level, keys in _CHARTS:
-        lines = [
-            Line(_LABELS.get(key, key), *run.series[key], _STYLES.get(key, "main"))
-            for key in keys
-            if key in run.series
-        ]
+        lines = [Line(_label_of(key), *run.series[key], _style_of(key)) for key in keys if key in run.series]
         if lines:
-            legend = [(line.style, line.label) for line in lines] if len(keys) > 1 else []
+            legend = [(line.style, line.label) for line in lines] if len(lines) > 1 else []
             charts.append(Chart(title, meaning, line_chart(title, lines, level), legend))
     return charts
 
@@ -93,13 +108,15 @@ def line_chart(title: str, lines: list[Line], level: float | None = None) -> Mar
         for t in y_ticks
     ]
     parts += [
-        f'<text class="tick" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_label(t)}</text>'
+        f'<text class="tick middle" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 15}">{_label(t)}</text>'
         for t in ticks(x_low, x_high)
         if x_low <= t <= x_high
     ]
-    parts.append(f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}" text-anchor="middle">step</text>')
+    parts.append(f'<text class="tick middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}">step</text>')
     if level is not None:
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>')
+        parts.append(
+            f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
+        )
     for line in lines:
         for kind, series in (("raw", line.values), ("smooth", _smooth(line.values))):
             points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(line.steps, series, strict=True))

@@ -46,7 +46,9 @@ class ScoredFolder:
     def _undescribed(self, name: str) -> Column:
         evaluator = self.evaluators.get(name.split(".")[0], {})
         text = isinstance(self.rows[0][name], str)
-        return Column(name, evaluator.get("scale", ""), evaluator.get("higher_is_better", True), per_image=text)
+        return Column(
+            name, evaluator.get("scale", ""), evaluator.get("higher_is_better", True), per_image=text
+        )
 
     @property
     def metrics(self) -> list[str]:
@@ -92,12 +94,16 @@ def _load(path: Path, name: str) -> ScoredFolder:
         raise UserError(f"there is no folder {path}", fix="give folders made by diffpref generate and score")
     scores = path / "scores.parquet"
     if not scores.is_file():
-        raise UserError(f"{path} is not scored", why="scores.parquet is missing", fix=f"diffpref score {path}")
+        raise UserError(
+            f"{path} is not scored", why="scores.parquet is missing", fix=f"diffpref score {path}"
+        )
     try:
         rows = pq.read_table(scores).to_pylist()
         evaluators = json.loads((path / "scores.json").read_text(encoding="utf-8"))["evaluators"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"the scores of {path} cannot be read", why=str(error), fix="score it again") from error
+        raise UserError(
+            f"the scores of {path} cannot be read", why=str(error), fix="score it again"
+        ) from error
     manifest = read_manifest(path)
     if not rows or not set(IDENTITY) <= rows[0].keys():
         raise UserError(f"{scores} is not a table of diffpref score", fix=f"diffpref score {path}")
@@ -133,7 +139,7 @@ def _compared(folder: ScoredFolder) -> dict[str, Any]:
             name: {"version": about.get("version"), "fingerprint": about.get("fingerprint")}
             for name, about in folder.evaluators.items()
         },
-        "columns": {name: "scored" for name in folder.columns},
+        "columns": dict.fromkeys(folder.columns, "scored"),
     }
 
 
@@ -174,6 +180,9 @@ def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         step = row.pop("step", None) if isinstance(row, dict) else None
         if step is None:
             continue
+        held_out = row.pop("validation", None)
+        if isinstance(held_out, dict):
+            row |= {f"validation.{key}": value for key, value in held_out.items()}
         for key, value in row.items():
             if isinstance(value, int | float) and np.isfinite(value):
                 steps, values = series.setdefault(key, ([], []))

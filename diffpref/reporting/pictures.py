@@ -68,10 +68,12 @@ def build_grid(folders: list[ScoredFolder], primary: str, first: list[int], budg
     wanted = set(first)
     seen: dict[int, int] = {}
     repeats = []
-    for row in base.rows:
-        repeats.append(seen.get(row["prompt_id"], 0))
-        seen[row["prompt_id"]] = repeats[-1] + 1
-    order = sorted(range(len(base.rows)), key=lambda i: (base.rows[i]["prompt_id"] not in wanted, repeats[i], i))
+    for scored in base.rows:
+        repeats.append(seen.get(scored["prompt_id"], 0))
+        seen[scored["prompt_id"]] = repeats[-1] + 1
+    order = sorted(
+        range(len(base.rows)), key=lambda i: (base.rows[i]["prompt_id"] not in wanted, repeats[i], i)
+    )
     chosen: dict[int, GridRow] = {}
     used = 0
     side = 0
@@ -100,7 +102,8 @@ def _row(folders: list[ScoredFolder], index: int, primary: str) -> tuple[GridRow
     base = folders[0].rows[index]
     images = [_open(folder.path, folder.rows[index]) for folder in folders]
     cells = [
-        _cell(folder, folder.rows[index], base, image, primary) for folder, image in zip(folders, images, strict=True)
+        _cell(folder, folder.rows[index], base, image, primary)
+        for folder, image in zip(folders, images, strict=True)
     ]
     row = GridRow(base["id"], base["prompt_id"], base["prompt"], base["kind"], base["seed"], cells)
     return row, sum(len(cell.source) for cell in cells), max(images[0].size)
@@ -134,7 +137,9 @@ def _open(folder: Path, row: dict[str, Any]) -> Image.Image:
         data = path.read_bytes()
         image = decode_image(data)
     except OSError as error:
-        raise UserError(f"{path} cannot be read", why=str(error.strerror), fix="draw it again and score") from error
+        raise UserError(
+            f"{path} cannot be read", why=str(error.strerror), fix="draw it again and score"
+        ) from error
     except ImageError as error:
         raise UserError(f"{path} cannot be read", why=error.reason, fix="draw it again and score") from error
     if hashlib.sha256(data).hexdigest() != row["image_sha256"]:

@@ -44,8 +44,8 @@ def write_report(
         The content of the JSON file.
 
     Raises:
-        UserError: folders that are not scored, that cannot be compared (the differences are named), images that
-            are missing or changed since they were scored.
+        UserError: folders that are not scored, that cannot be compared (the differences are named), images
+            that are missing or changed since they were scored.
     """
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
@@ -72,7 +72,10 @@ def _title(folders: list[ScoredFolder]) -> str:
 def _shown_first(report: dict[str, Any]) -> list[int]:
     """Prompts that the tables of best and worst point at."""
     return [
-        entry["id"] for extremes in report["extremes"].values() for entries in extremes.values() for entry in entries
+        entry["id"]
+        for extremes in report["extremes"].values()
+        for entries in extremes.values()
+        for entry in entries
     ]
 
 
@@ -125,31 +128,36 @@ def _notes(folders: list[ScoredFolder]) -> list[str]:
             if folder.manifest.get("versions", {}).get(key) != value
         ]
         if differing:
-            notes.append(f"{base.name} and {folder.name} were drawn with different versions: {'; '.join(differing)}.")
+            notes.append(
+                f"{base.name} and {folder.name} were drawn with different versions: {'; '.join(differing)}."
+            )
         if folder.manifest.get("device") != base.manifest.get("device"):
             devices = f"{base.manifest.get('device')} and {folder.manifest.get('device')}"
             notes.append(f"{base.name} and {folder.name} were drawn on different devices ({devices}).")
     truncated = base.manifest.get("truncated_prompts", 0)
     if truncated:
-        notes.append(f"{truncated} prompts of the suite are longer than the text encoder reads; it sees their beginning.")
+        notes.append(f"{truncated} prompts are longer than the text encoder reads: it sees their beginning.")
     if len({row["prompt_id"] for row in base.rows}) < 50:
-        notes.append("Fewer than 50 prompts: the intervals are wide, and the bootstrap's are a little too narrow.")
+        notes.append(
+            "Fewer than 50 prompts: the intervals are wide, and the bootstrap's are a little too narrow."
+        )
     return notes
 
 
 def _commands(folders: list[ScoredFolder], out: Path) -> list[str]:
-    commands = []
-    for folder in folders:
-        if folder.training and folder.training.config:
-            commands.append(["diffpref", "train", str(folder.training.path / "config.toml")])
+    commands = [
+        ["diffpref", "train", str(folder.training.path / "config.toml")]
+        for folder in folders
+        if folder.training and folder.training.config
+    ]
     for folder in folders:
         manifest = folder.manifest
         lora = ["--lora", str(manifest["lora"])] if manifest.get("lora") else []
         suite = str(manifest.get("suite", {}).get("name", ""))
         model = ["--model", str(manifest.get("model"))]
         commands.append(["diffpref", "generate", *model, *lora, "--suite", suite, "--out", str(folder.path)])
-    for folder in folders:
-        commands.append(["diffpref", "score", str(folder.path), "--evaluators", ",".join(folder.evaluators)])
+    judges = ",".join(folders[0].evaluators)
+    commands += [["diffpref", "score", str(folder.path), "--evaluators", judges] for folder in folders]
     compared = [part for folder in folders[1:] for part in ("--candidate", str(folder.path))]
     commands.append(["diffpref", "report", "--baseline", str(folders[0].path), *compared, "--out", str(out)])
     return [shlex.join(command) for command in commands]
@@ -169,7 +177,9 @@ def _pictured(report: dict[str, Any], grid: Grid) -> dict[tuple[str, str, int], 
                     if cell.model == name
                 ]
                 if pairs:
-                    found[name, which, entry["id"]] = max(pairs, key=lambda pair: sign * (pair[1].gain or 0.0))
+                    found[name, which, entry["id"]] = max(
+                        pairs, key=lambda pair: sign * (pair[1].gain or 0.0)
+                    )
     return found
 
 

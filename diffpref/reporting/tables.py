@@ -13,7 +13,12 @@ def markdown_table(report: dict[str, Any]) -> str:
     ``report`` is what ``write_report`` returns.
     """
     metrics, primary = report["metrics"], report["primary"]
-    head = ["model", *(about["label"] for about in metrics.values()), f"win rate ({metrics[primary]['label']})", "p"]
+    head = [
+        "model",
+        *(about["label"] for about in metrics.values()),
+        f"win rate ({metrics[primary]['label']})",
+        "p",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, results in report["results"].items():
         cells = [name]
@@ -27,8 +32,11 @@ def markdown_table(report: dict[str, Any]) -> str:
             cells.append(mean)
         result = results[primary]
         if "win_rate" in result:
-            rate = f"{show.number(result['win_rate'], True)} ({show.interval(result['win_rate_interval'], True)})"
-            cells += [rate, show.p_value(result["p_holm"])]
+            rate, ends = (
+                show.number(result["win_rate"], True),
+                show.interval(result["win_rate_interval"], True),
+            )
+            cells += [f"{rate} ({ends})", show.p_value(result["p_holm"])]
         else:
             cells += [show.DASH, show.DASH]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -36,7 +44,7 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """One sentence: how many candidates are better than the baseline in the primary metric, and which is best."""
+    """One sentence: how many candidates beat the baseline in the primary metric, and which is best."""
     names, base = report["candidates"], report["baseline"]
     label = report["metrics"][report["primary"]]["label"].lower()
     cells = {name: report["results"][name][report["primary"]] for name in names}
@@ -64,7 +72,8 @@ def sentence(report: dict[str, Any], name: str) -> str:
         f"{cell['verdict'][0].upper()}{cell['verdict'][1:]}. {about['label']} goes from "
         f"{show.number(base['mean'], share)} to {show.number(cell['mean'], share)} "
         f"({show.change(cell['difference'], share)}{' points' if share else ''}, 95 % interval "
-        f"{show.change_interval(cell['difference_interval'], share)}). It wins {cell['wins']}, ties {cell['ties']} "
-        f"and loses {cell['losses']} of {report['prompt_count']} prompts: win rate "
-        f"{show.number(cell['win_rate'], True)} (95 % interval {show.interval(cell['win_rate_interval'], True)})."
+        f"{show.change_interval(cell['difference_interval'], share)}). It wins {cell['wins']}, ties "
+        f"{cell['ties']} and loses {cell['losses']} of {report['prompt_count']} prompts: win rate "
+        f"{show.number(cell['win_rate'], True)} "
+        f"(95 % interval {show.interval(cell['win_rate_interval'], True)})."
     )

@@ -58,7 +58,7 @@ def test_bootstrap_of_constant_scores_has_no_width_and_its_seed_fixes_it() -> No
 
 def test_bootstrap_interval_covers_the_true_mean_19_times_in_20() -> None:
     generator = np.random.default_rng(20)
-    # 1000 studies of 100 prompts at once: studies are columns, each an independent draw of utility differences
+    # 1000 studies of 100 prompts at once: each column is one study
     studies = generator.beta(2, 3, size=(100, 1000)) - generator.beta(2, 3, size=(100, 1000)) + 0.03
     low, high = stats.bootstrap_means(studies, resamples=2000).T
     assert 0.93 <= np.mean((low <= 0.03) & (high >= 0.03)) <= 0.97

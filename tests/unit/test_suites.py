@@ -75,7 +75,7 @@ def test_a_mistake_in_a_suite_is_named_with_its_key(
 
 
 def test_a_suite_that_is_not_there_is_answered_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="did you mean 'suite.toml'"):
+    with pytest.raises(UserError, match=r"did you mean 'suite.toml'"):
         load_suite(SUITE.with_name("suit.toml"))
 
 
