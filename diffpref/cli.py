@@ -20,7 +20,7 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE
 SUMMARY = "Align text-to-image diffusion models with human preferences, and measure whether it helped."
 EXAMPLES = """\
 start here:
-  diffpref demo                                  align the small model that ships with diffpref, minutes on a CPU
+  diffpref demo                                  align the shipped small model, minutes on a CPU
   diffpref train tiny-dpo                        one of the shipped recipes, or the path of your own
   diffpref train my.toml --train.learning_rate 1e-6 --objective.beta 5000
   diffpref train --help                          every setting with its meaning, default and range
@@ -89,7 +89,8 @@ def _run(arguments: list[str]) -> int:
         add_help=True,
     )
     takes_keys = build(own)
-    rest, overrides = arguments[1:], []
+    rest = arguments[1:]
+    overrides: list[tuple[str, str]] = []
     if takes_keys:
         from diffpref.config.overrides import split_overrides
 
@@ -103,7 +104,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _refuse_unknown_options(parser: Parser, arguments: list[str]) -> None:
-    """Name the nearest option for a misspelt one, before argparse complains about what is missing because of it."""
+    """Name the nearest option for a misspelt one, before argparse misses what that one should have given."""
     known = [option for action in parser._actions for option in action.option_strings]
     for argument in arguments:
         name = argument.partition("=")[0]

@@ -1,4 +1,4 @@
-"""What this machine and installation offer: versions, devices, threads, optional packages (`diffpref env`)."""
+"""What this machine and installation offer: what `diffpref env` prints and manifests record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def accelerators() -> list[dict[str, Any]]:
-    """Each device beside the CPU that torch can use: name of the device, its model, memory in GiB (None: unknown)."""
+    """Each device beside the CPU that torch can use: device, name, memory_gib (None where unknown)."""
     import torch
 
     found: list[dict[str, Any]] = []
@@ -78,9 +78,8 @@ def describe() -> str:
 
 
 def _devices() -> dict[str, str]:
-    rows = {
-        "cpu": f"{platform.processor() or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
-    }
+    processor = platform.processor() or platform.machine()
+    rows = {"cpu": f"{processor}, {usable_cores()} of {os.cpu_count()} cores usable"}
     for entry in accelerators():
         memory = f", {entry['memory_gib']} GiB" if entry["memory_gib"] is not None else ""
         rows[entry["device"]] = entry["name"] + memory
@@ -91,7 +90,7 @@ def _threads() -> dict[str, str]:
     import torch
 
     rows = {
-        "torch": f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between operators"
+        "torch": f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them"
     }
     return rows | {name: os.environ.get(name, "(unset)") for name in THREAD_VARIABLES}
 
@@ -117,11 +116,12 @@ def _advice() -> list[str]:
         vision = version_of("torchvision")
         if "+cpu" not in vision and sys.platform == "linux":
             advice.append(
-                f"torchvision {vision} may be a CUDA build beside a CPU build of torch: diffusers then fails to import.\n"
+                f"torchvision {vision} may be a CUDA build beside a CPU build of torch: "
+                "diffusers then fails to import.\n"
                 "  pip uninstall torchvision"
             )
     return [f"note: {text}" for text in advice]
 
 
 def _has_nvidia_driver() -> bool:
-    return any(os.path.exists(path) for path in ("/proc/driver/nvidia/version", "/dev/nvidiactl"))  # noqa: PTH110
+    return any(os.path.exists(path) for path in ("/proc/driver/nvidia/version", "/dev/nvidiactl"))

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake that the user can put right: the command line prints it and exits with code 2.
 
-    `what` says what is wrong, `why` what makes it wrong, `fix` what to do about it. Everything else that is raised
-    is a bug and shows its traceback.
+    `what` says what is wrong, `why` what makes it wrong, `fix` what to do about it. Everything else that is
+    raised is a bug and shows its traceback.
     """
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Where things lie on disk, what they contain (hashes), and how they are written without a half-written moment."""
+"""Where things lie on disk, hashes of what they hold, and writes that never leave half a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY_ASSETS = PACKAGE / "tiny" / "assets"
 
 
 def resolve(spec: str) -> Path | str:
-    """The path that `spec` means, or `spec` itself when it is no path (it may be a hub id such as "org/name").
+    """The path that `spec` means, or `spec` itself when it is no path (it may be a hub id, "org/name").
 
     "tiny:REST" is a path inside the assets that ship with the package; "~" is the home folder.
     """
@@ -29,7 +29,7 @@ def resolve(spec: str) -> Path | str:
 
 
 def resolve_existing(spec: str, what: str) -> Path:
-    """The path that `spec` means; raises UserError when nothing is there. `what` names it ("model folder")."""
+    """The path that `spec` means. Raises UserError when nothing is there; `what` names it ("model")."""
     path = resolve(spec)
     if isinstance(path, Path) and path.exists():
         return path
@@ -59,7 +59,7 @@ def _neighbour_hint(spec: str, path: Path) -> str:
 
 
 def share_dir(name: Literal["configs", "eval"]) -> Path:
-    """The folder of shipped recipes ("configs") or suites ("eval"): of the installed wheel or of the checkout."""
+    """The folder of shipped recipes ("configs") or suites ("eval"), in an installed wheel or a checkout."""
     for folder in (PACKAGE / "share" / name, PACKAGE.parent / name):
         if folder.is_dir():
             return folder
@@ -77,7 +77,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def fingerprint(obj: Any) -> str:
-    """SHA-256 (64 hex digits) of `obj` as canonical JSON: keys sorted, no spaces, NaN and infinity refused."""
+    """SHA-256 (64 hex digits) of `obj` as JSON with sorted keys and no spaces. Raises ValueError for NaN."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -110,7 +110,7 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def _mode_of(path: Path) -> int:
-    """Permissions to give: those the file has, else the usual ones (mkstemp's would be private to the user)."""
+    """Permissions to give: those the file has, else the usual ones (mkstemp's are private to the user)."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mode & 0o777
     mask = os.umask(0)
@@ -119,7 +119,7 @@ def _mode_of(path: Path) -> int:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make renames inside `folder` survive a power cut; some file systems cannot, and are left alone."""
+    """Make renames inside `folder` survive a power cut, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -11,7 +11,7 @@ from diffpref.config.values import quote
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested dicts in the TOML file's shape (objective parameters beside its name), tuples as lists: JSON-ready."""
+    """Nested dicts in the shape of the TOML file (objective parameters beside its name), ready for JSON."""
     return _tree(config)
 
 

@@ -15,7 +15,7 @@ METAVARS = {str: "TEXT", int: "N", float: "X", bool: "true|false", tuple: "[...]
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, kind: type = TrainConfig, prefix: str = "") -> None:
-    """Add an option for each key of a config class, in groups by section, each with meaning, range and default.
+    """Add an option for each key of a config class, by section, each with meaning, range and default.
 
     An option that is not given leaves nothing in the parsed namespace. Commands that take a whole config let
     `diffpref.config.overrides` collect the values instead: it also takes the parameters of objectives.
@@ -34,7 +34,7 @@ def _section_help(kind: type, name: str) -> str:
     """What the schema says about a section, by its dotted name below `kind`."""
     text = ""
     for part in name.split("."):
-        found = next((field for field in fields(kind) if field.name == part), None)  # type: ignore[arg-type]
+        found = next((field for field in fields(kind) if field.name == part), None)
         if found is None:
             return ""
         text = found.metadata.get("help", "")

@@ -9,7 +9,6 @@ import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ COMMAND_LINE = "the command line"
 
 
 def load_train_config(path: str | Path, overrides: Overrides = ()) -> TrainConfig:
-    """Read a recipe and apply overrides, each a dotted key and its value (text is parsed as the key's type needs).
+    """Read a recipe and apply overrides, each a dotted key and its value (text is read as the key needs).
 
-    `path` is a TOML file or the name of a shipped recipe. Raises UserError that names the file, the key and what is
-    allowed for: a file that cannot be read, unknown or missing keys, wrong types, values out of range, and settings
-    that contradict one another.
+    `path` is a TOML file or the name of a shipped recipe. Raises UserError that names the file, the key and
+    what is allowed for: a file that cannot be read, unknown or missing keys, wrong types, values out of
+    range, and settings that contradict one another.
     """
     file = find_recipe(str(path))
     return parse_train_config(read_toml(file), overrides, source=str(file))
@@ -92,7 +91,6 @@ def _syntax_hint(line: str) -> str:
     return "one key = value per line, sections as [name]"
 
 
-@cache
 def specs(kind: type) -> dict[str, Spec | type]:
     """What each field of a config dataclass accepts: a Spec, or the dataclass of a nested section."""
     hints = typing.get_type_hints(kind)

@@ -13,8 +13,8 @@ def split_overrides(
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """The arguments that are no overrides, and the overrides as (dotted key, text) in order.
 
-    An override is an option whose name holds a dot, or one of `plain`, the keys of the top level. Its value is the next
-    argument, whatever it looks like except another long option, so that numbers below zero work.
+    An override is an option whose name holds a dot, or one of `plain`, the keys of the top level. Its value
+    is the next argument, whatever it looks like except another long option, so that numbers below zero work.
     """
     top = {key for key in keys() if "." not in key} if plain is None else set(plain)
     rest: list[str] = []

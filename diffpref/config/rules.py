@@ -13,7 +13,7 @@ log = logging.getLogger("diffpref")
 
 
 def check_rules(config: TrainConfig, source: str) -> None:
-    """Raise UserError for settings that contradict one another; log a warning for each that changes nothing."""
+    """Raise UserError for settings that contradict one another, warn about those that change nothing."""
     for what, why, fix in contradictions(config):
         raise UserError(f"{source}: {what}", why, fix)
     for message in without_effect(config):
@@ -26,7 +26,8 @@ def contradictions(config: TrainConfig) -> list[tuple[str, str, str]]:
     if train.min_timestep > train.max_timestep:
         found.append(
             (
-                f"train.min_timestep = {train.min_timestep} is above train.max_timestep = {train.max_timestep}",
+                f"train.min_timestep = {train.min_timestep} is above "
+                f"train.max_timestep = {train.max_timestep}",
                 "no timestep is left to train on",
                 "make train.min_timestep the smaller one",
             )
@@ -42,7 +43,8 @@ def contradictions(config: TrainConfig) -> list[tuple[str, str, str]]:
     if train.micro_batch and train.batch_size % train.micro_batch:
         found.append(
             (
-                f"train.micro_batch = {train.micro_batch} does not divide train.batch_size = {train.batch_size}",
+                f"train.micro_batch = {train.micro_batch} does not divide "
+                f"train.batch_size = {train.batch_size}",
                 "a step is made of whole micro-batches",
                 "choose a divisor, or 0 for one micro-batch a step",
             )

@@ -1,8 +1,8 @@
 """Every setting of a training run: its type, default, meaning and range.
 
-The TOML loader, the command line overrides and `diffpref train --help` all read these classes, so a setting is
-described once. Sections of the TOML file are the nested classes; `objective` is checked against the parameters of
-the objective it names.
+The TOML loader, the command line overrides and `diffpref train --help` all read these classes, so a setting
+is described once. Sections of the TOML file are the nested classes; `objective` is checked against the
+parameters of the objective it names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def option(
     choices: tuple[str, ...] = (),
     multiple_of: int = 1,
 ) -> Any:
-    """A field with its description. `bounds` is an interval such as "[0, 1)"; without a default it is required."""
+    """A field with its description; required without a default. `bounds` is an interval such as "[0, 1)"."""
     metadata = {"help": help, "bounds": bounds, "choices": choices, "multiple_of": multiple_of}
     return field(default=default, metadata=metadata)
 
@@ -37,8 +37,8 @@ def section(kind: type, help: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     base: str = option(
-        help="model to align and to compare with: a diffusers pipeline folder, a hub id (org/name), or tiny:model, "
-        "the small model that ships with diffpref; its kind is read from model_index.json"
+        help="model to align and to compare with: a diffusers pipeline folder, a hub id (org/name), or "
+        "tiny:model, the small model that ships with diffpref; its kind is read from model_index.json"
     )
     revision: str = option("", help="branch, tag or commit of a hub id; empty: the hub's default")
     variant: str = option("", help="weight file variant, such as fp16; empty: the plain files")
@@ -83,7 +83,7 @@ class DataConfig:
     captions: str = option(
         "shared",
         choices=("shared", "dual"),
-        help="shared: one prompt for both images; dual: each image has its own caption (with dpo this is DCPO)",
+        help="shared: one prompt for both images; dual: a caption for each image (with dpo this is DCPO)",
     )
     resolution: int = option(
         512, bounds="[8, inf)", multiple_of=8, help="side of the square training images, in pixels"
@@ -122,7 +122,7 @@ class LoopConfig:
     micro_batch: int = option(
         0,
         bounds="[0, inf)",
-        help="pairs per forward pass of one process, the rest by gradient accumulation; 0: batch_size / processes",
+        help="pairs in one forward pass of a process, gradients add up over them; 0: batch_size / processes",
     )
     learning_rate: float = option(
         1e-5, bounds="(0, 1]", help="peak learning rate: absolute, never scaled by anything"
@@ -164,7 +164,7 @@ class CheckpointConfig:
     resume: str = option(
         "auto",
         choices=("auto", "never"),
-        help="auto continues the run that the output folder holds; never wants an output folder without a run",
+        help="auto continues the run that the output folder holds; never wants a folder without a run",
     )
 
 

@@ -1,4 +1,4 @@
-"""One value at a time: from TOML or from command line text to the type, range and choices that a field asks for."""
+"""One value: from TOML or from command line text to the type, range and choices that a field asks for."""
 
 from __future__ import annotations
 

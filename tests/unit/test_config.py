@@ -216,7 +216,7 @@ def test_settings_without_effect_are_warned_about(recipe, caplog, overrides, war
 
 
 def test_another_objective_does_not_inherit_parameters_whose_names_happen_to_match(recipe, caplog):
-    """beta 2000 is usual for DPO and absurd for MaPO: a parameter belongs to the objective that the file names."""
+    """beta 2000 is usual for DPO and absurd for MaPO: parameters belong to the objective of their file."""
     path = recipe('[objective]\nname = "dpo"\nbeta = 777.0\n')
     config = load_train_config(path, [("objective.name", "mapo")])
     assert config.objective.name == "mapo"
@@ -318,7 +318,7 @@ def test_overrides_are_told_from_other_arguments():
     assert rest == ["a.toml", "--verbose"]
     assert overrides == [("train.steps", "5"), ("seed", "3"), ("objective.beta", "-1"), ("output", "x=y")]
     for arguments in (["--train.steps"], ["--train.steps", "--seed", "1"]):
-        with pytest.raises(UserError, match="--train.steps needs a value"):
+        with pytest.raises(UserError, match=r"--train\.steps needs a value"):
             split_overrides(arguments)
 
 
