@@ -1,0 +1,1 @@
+"""Training: from a config to an aligned model, resumable at any moment."""

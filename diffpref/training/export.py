@@ -1,0 +1,58 @@
+"""The result of a run: RUN/model, complete or absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diffpref.config import TrainConfig
+from diffpref.data.tensors import sync_file, told_when_disk_is_full
+from diffpref.families.base import Family
+from diffpref.paths import sync_folder
+from diffpref.reporting.model_card import write_model_card
+
+ABOUT = "diffpref.json"
+
+
+def exported_step(run: Path) -> int:
+    """Optimizer steps that went into RUN/model; 0 when there is none."""
+    try:
+        return int(json.loads((run / "model" / ABOUT).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def export_model(
+    run: Path, config: TrainConfig, family: Family, unet: nn.Module, summary: Mapping[str, Any]
+) -> Path:
+    """Write RUN/model: a diffusers pipeline folder, or a LoRA with the name of its base; a model card in both.
+
+    Staged beside and renamed, so RUN/model never holds half a model. Raises UserError when the disk is full.
+    """
+    target, staged = run / "model", run / ".model.staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        with told_when_disk_is_full(f"the model {target}", "the last checkpoint is intact"):
+            staged.mkdir(parents=True)
+            if config.adapter.type == "lora":
+                family.save_lora(unet, staged)
+            else:
+                family.save(unet, staged)
+            about = {"base": config.model.base, "adapter": config.adapter.type, "step": config.train.steps}
+            (staged / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            write_model_card(staged, config, dict(summary))
+            for path in staged.rglob("*"):
+                if path.is_file():
+                    sync_file(path)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    staged.rename(target)
+    sync_folder(run)
+    return target

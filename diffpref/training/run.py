@@ -1,0 +1,237 @@
+"""`diffpref train` and `diffpref encode`: from a config to a run folder."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from diffpref import environment
+from diffpref.config import TrainConfig, to_dict
+from diffpref.data.cache import Share, build_cache
+from diffpref.data.cached import LatentCache
+from diffpref.data.pairs import PairTable, open_pairs
+from diffpref.errors import UserError
+from diffpref.families import Family, load_family
+from diffpref.objectives import OBJECTIVES
+from diffpref.training.adapter import prepare_unet
+from diffpref.training.export import export_model
+from diffpref.training.runfolder import RunFolder
+from diffpref.training.setup import make_accelerator
+from diffpref.training.stop import Stopped, StopRequest
+from diffpref.training.tracking import peak_memory_gb
+from diffpref.training.trainer import Trainer
+
+log = logging.getLogger("diffpref")
+
+
+def train(config: TrainConfig) -> Path:
+    """Train, or continue, the run of `config`; returns the run folder.
+
+    Leaves config.toml, manifest.json, metrics.jsonl, samples/, checkpoints/ and, at the end, model/. On SIGTERM or
+    Ctrl-C it saves a checkpoint at the next step and returns; the same command then continues.
+
+    Raises UserError for every mistake in config, model, data or run folder, before anything is written.
+    """
+    with StopRequest() as stop:
+        try:
+            return _Session(config, stop).train()
+        except Stopped:
+            log.info("stopped; the same command continues the run in %s", config.output)
+            return Path(config.output)
+
+
+def encode(config: TrainConfig) -> Path:
+    """Build the latent and text cache of `config` without training; returns the cache folder."""
+    with StopRequest() as stop:
+        try:
+            return _Session(config, stop).encode()
+        except Stopped:
+            log.info("stopped; the same command continues the cache")
+            return _cache_folder(config)
+
+
+class _Session:
+    """The objects of one command, made in the order in which mistakes are cheapest to find."""
+
+    def __init__(self, config: TrainConfig, stop: StopRequest) -> None:
+        self.config, self.stop = config, stop
+        self.accelerator: Accelerator = make_accelerator(config)
+        self.folder = RunFolder(config)
+
+    @property
+    def main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def encode(self) -> Path:
+        family = self._load()
+        tables = self._open_tables()
+        self._caches(family, tables)
+        return _cache_folder(self.config)
+
+    def train(self) -> Path:
+        start = self.folder.find_start(self.accelerator.num_processes)
+        if self.folder.is_finished(start):
+            log.info("%s is finished: %d steps, model in %s", self.folder.path, start.step, self.folder.path / "model")  # type: ignore[union-attr]
+            return self.folder.path
+        family = self._load()
+        tables = self._open_tables()
+        inputs = {f"model.{name}": value for name, value in family.fingerprint().items()}  # before LoRA is added
+        prepare_unet(family.unet, self.config.adapter, self.config.seed)
+        if self.main:
+            self.folder.open()
+        self.accelerator.wait_for_everyone()
+        try:
+            caches = self._caches(family, tables)
+            inputs |= {f"pairs.{name}": cache.fingerprint for name, cache in caches.items()}
+            manifest = self._manifest(inputs, tables, caches)
+            if self.main:
+                self.folder.begin(manifest, start)
+        except UserError:
+            self.folder.close()
+            if self.main:
+                self.folder.undo()
+            raise
+        self.accelerator.wait_for_everyone()
+        try:
+            self._train(family, caches, tables, start, manifest)
+        finally:
+            self.folder.close()
+        return self.folder.path
+
+    def _train(
+        self, family: Family, caches: dict[str, LatentCache], tables: dict[str, PairTable], start: Any,
+        manifest: dict[str, Any],
+    ) -> None:
+        config = self.config
+        family.release_encoders()
+        trainer = Trainer(
+            config, self.accelerator, family, OBJECTIVES[config.objective.name](**config.objective.params),
+            caches["train"], caches.get("validation"), self._prompts(tables), self.folder.path, start, self.stop,
+        )  # fmt: skip
+        if start is not None and self.main:
+            log.info("continuing %s after step %d", self.folder.path, start.step)
+        trainer.train()
+        if self.main:
+            summary = {
+                "steps": config.train.steps,
+                "pairs_per_second": trainer.trained_pairs / trainer.seconds if trainer.seconds else None,
+                "peak_memory_gb": peak_memory_gb(self.accelerator.device),
+                "objective": config.objective.name,
+                "pairs": len(caches["train"]),
+                **({"metrics": trainer.trackers.metrics.rows()[-1]} if trainer.trackers else {}),
+            }
+            with trainer.final_weights():
+                model = export_model(self.folder.path, config, family, trainer.unet, summary)
+            self.folder.write_manifest({**manifest, "summary": summary})
+            speed = f"{summary['pairs_per_second']:.2f} pairs/s, " if trainer.seconds else ""
+            log.info(
+                "done: %d steps, %speak memory %.2f GB; model in %s",
+                config.train.steps, speed, summary["peak_memory_gb"], model,
+            )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+
+    def _load(self) -> Family:
+        family = load_family(self.config.model)
+        family.check_resolution(self.config.data.resolution)
+        if self.config.train.max_timestep >= family.num_timesteps:
+            raise UserError(
+                f"train.max_timestep = {self.config.train.max_timestep} is beyond the model's last timestep",
+                why=f"it has {family.num_timesteps} timesteps, 0 to {family.num_timesteps - 1}",
+                fix=f"lower it to at most {family.num_timesteps - 1}",
+            )
+        family.to(self.accelerator.device)
+        return family
+
+    def _open_tables(self) -> dict[str, PairTable]:
+        data = self.config.data
+        specs = {"train": data.pairs} | ({"validation": data.validation} if data.validation else {})
+        tables = {
+            name: open_pairs(spec, data.columns, data.captions, data.max_bad_share)  # type: ignore[arg-type]
+            for name, spec in specs.items()
+        }
+        if self.main:
+            for name, table in tables.items():
+                log.info("%s pairs: %s", name, table.stats.summary())
+        return tables
+
+    def _caches(self, family: Family, tables: dict[str, PairTable]) -> dict[str, LatentCache]:
+        accelerator = self.accelerator
+        share = Share(
+            accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, self._check_stop
+        )
+        caches = {}
+        for name, table in tables.items():
+            folder = _cache_folder(self.config) / name
+            cache = build_cache(table, family, self.config.data, folder, bool(self.config.data.cache_dir), share)
+            caches[name] = cache
+            if self.main:
+                _report(name, cache)
+        return caches
+
+    def _check_stop(self) -> None:
+        # Alone, a process can leave at once; among several it would leave the others waiting, so all are killed.
+        if self.accelerator.num_processes == 1:
+            self.stop.check()
+
+    def _prompts(self, tables: dict[str, PairTable]) -> list[str]:
+        """Prompts of the sample grids: those of the config, or the first different captions of the pairs."""
+        sampling = self.config.sampling
+        if sampling.prompts:
+            return list(sampling.prompts)
+        captions = (winner for winner, _ in tables.get("validation", tables["train"]).iter_captions())
+        return list(dict.fromkeys(itertools.islice(captions, 64 * sampling.count)))[: sampling.count]
+
+    def _manifest(
+        self, inputs: dict[str, str], tables: dict[str, PairTable], caches: dict[str, LatentCache]
+    ) -> dict[str, Any]:
+        return {
+            "config": to_dict(self.config),
+            "inputs": inputs,
+            "data": {name: _data_summary(tables[name], cache) for name, cache in caches.items()},
+            "versions": environment.versions(),
+            "device": str(self.accelerator.device),
+            "world_size": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _cache_folder(config: TrainConfig) -> Path:
+    return Path(config.data.cache_dir or Path(config.output) / "cache").expanduser()
+
+
+def _data_summary(table: PairTable, cache: LatentCache) -> dict[str, Any]:
+    stats, latents = table.stats, cache.manifest
+    return {
+        "files": [str(path) for path in table.files],
+        "rows": stats.rows,
+        "pairs": len(cache),
+        "ties": stats.ties,
+        "unlabelled": stats.unlabelled,
+        "identical": latents["identical"],
+        "bad_captions": stats.rows - stats.ties - stats.unlabelled - len(table),
+        "bad_images": latents["bad"],
+        "first_bad": latents["first_bad"],
+        "captions": cache.text_manifest["count"],
+        "truncated_captions": cache.text_manifest["truncated"],
+    }
+
+
+def _report(name: str, cache: LatentCache) -> None:
+    """Say what of the data is not as the user may think it is."""
+    latents, text = cache.manifest, cache.text_manifest
+    if latents["bad"] or latents["identical"]:
+        named = "; ".join(f"{row['row']}: {row['reason']}" for row in latents["first_bad"][:3])
+        log.warning(
+            "%s pairs: %d left out for bad images, %d for identical ones%s",
+            name, latents["bad"], latents["identical"], f" ({named})" if named else "",
+        )  # fmt: skip
+    if text["truncated"]:
+        log.warning(
+            "%s pairs: %d of %d captions are longer than %d tokens and were cut",
+            name, text["truncated"], text["count"], text["max_tokens"],
+        )  # fmt: skip

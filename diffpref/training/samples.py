@@ -1,0 +1,94 @@
+"""Image grids during training: fixed prompts and seeds, the base model's row above the policy's."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from diffpref.config import SamplingConfig
+from diffpref.families.base import Family
+from diffpref.paths import atomic_write_bytes
+from diffpref.pipelines import build_scheduler
+
+TEXT_LINES = 3
+LABEL_WIDTH = 64
+
+
+class SampleGrids:
+    """RUN/samples/step-N.png. Make it while `unet` still is the base model; on the main process only."""
+
+    def __init__(
+        self, config: SamplingConfig, prompts: list[str], resolution: int, family: Family, unet: nn.Module, folder: Path
+    ) -> None:
+        self._config, self._prompts, self._resolution, self._family = config, prompts, resolution, family
+        self._folder = folder
+        self._reference = self._base_row(unet)
+
+    def save(self, step: int, unet: nn.Module) -> Path:
+        """Draw the prompts with the policy and write the grid of `step`."""
+        path = self._folder / f"step-{step}.png"
+        grid = draw_grid([("base", self._reference), (f"step {step}", self._draw(unet))], self._prompts)
+        atomic_write_bytes(path, _png(grid))
+        return path
+
+    def _base_row(self, unet: nn.Module) -> list[Image.Image]:
+        """The base model's images: kept losslessly in base.png, so that a resumed run does not draw them again."""
+        path, side = self._folder / "base.png", self._resolution
+        if path.exists():
+            with Image.open(path) as strip:
+                strip.load()
+                return [strip.crop((i * side, 0, (i + 1) * side, side)) for i in range(len(self._prompts))]
+        images = self._draw(unet)
+        strip = Image.new("RGB", (side * len(images), side))
+        for number, image in enumerate(images):
+            strip.paste(image, (number * side, 0))
+        atomic_write_bytes(path, _png(strip))
+        return images
+
+    @torch.no_grad()
+    def _draw(self, unet: nn.Module) -> list[Image.Image]:
+        pipeline = self._family.pipeline(unet)
+        pipeline.scheduler = build_scheduler(self._config.scheduler, pipeline.scheduler.config)
+        images: list[Image.Image] = []
+        batch = min(8, max(1, 2**21 // self._resolution**2))
+        for start in range(0, len(self._prompts), batch):
+            prompts = self._prompts[start : start + batch]
+            seeds = [self._config.seed + start + offset for offset in range(len(prompts))]
+            images += pipeline(
+                prompt=prompts,
+                num_inference_steps=self._config.steps,
+                guidance_scale=self._config.guidance,
+                height=self._resolution,
+                width=self._resolution,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            ).images
+        self._family.release_encoders()
+        return images
+
+
+def draw_grid(rows: list[tuple[str, list[Image.Image]]], captions: list[str]) -> Image.Image:
+    """Rows of images with a name at the left and, under the last row, each column's caption."""
+    cell = max(128, rows[0][1][0].width)
+    font = ImageFont.load_default(size=11)
+    grid = Image.new("RGB", (LABEL_WIDTH + cell * len(captions), cell * len(rows) + 14 * TEXT_LINES + 6), "white")
+    pen = ImageDraw.Draw(grid)
+    for row, (name, images) in enumerate(rows):
+        pen.text((4, row * cell + cell // 2), name, fill="black", font=font)
+        for column, image in enumerate(images):
+            shown = image.resize((cell - 4, cell - 4), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS)
+            grid.paste(shown, (LABEL_WIDTH + column * cell + 2, row * cell + 2))
+    for column, caption in enumerate(captions):
+        lines = textwrap.wrap(caption, width=max(8, cell // 6), max_lines=TEXT_LINES, placeholder="...")
+        pen.multiline_text((LABEL_WIDTH + column * cell + 2, len(rows) * cell + 2), "\n".join(lines), fill="black", font=font)
+    return grid
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
