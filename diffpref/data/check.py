@@ -22,7 +22,7 @@ _SIZES_SHOWN = 8
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a set of pairs holds. `kept` pairs can be trained on; the images of all other rows were not decoded.
+    """What a set of pairs holds. `kept` pairs can be trained on; images of ties are not decoded.
 
     decided: pairs with a preference and captions, good images or not; first_wins of them prefer image 0.
     prompts: distinct captions. sizes: (width, height) -> images of kept pairs. caption_lengths: characters ->
@@ -102,7 +102,7 @@ def check(
 
 
 def _captions(table: PairTable, captions: Captions) -> tuple[int, Counter[int]]:
-    """(distinct captions, characters -> captions). Distinct ones are counted by 64-bit hashes, 8 bytes each."""
+    """(distinct captions, characters -> captions). Distinct ones are counted by hashes, 8 bytes each."""
     lengths: Counter[int] = Counter()
     seen: np.ndarray[Any, np.dtype[np.uint64]] = np.zeros(0, np.uint64)
     hashes: list[int] = []
@@ -120,6 +120,7 @@ def _of(part: int, whole: int) -> str:
 
 
 def _quantiles(lengths: Counter[int]) -> str:
-    values = np.repeat(list(lengths.keys()), list(lengths.values()))
-    low, middle, high = np.quantile(values, (0, 0.5, 1), method="inverted_cdf")
-    return f"{low} to {high}, median {middle}"
+    values = sorted(lengths)
+    running = np.cumsum([lengths[value] for value in values])
+    median = values[int(np.searchsorted(running, running[-1] / 2))]
+    return f"{values[0]} to {values[-1]}, median {median}"
