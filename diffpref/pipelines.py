@@ -66,7 +66,7 @@ def load_pipeline(
     """Load a model, LoRA and scheduler; safety checker and progress bar are off.
 
     Raises:
-        UserError: nothing there, not a diffusers model, a LoRA that does not fit, unknown device or precision.
+        UserError: nothing there, no diffusers model, a LoRA that does not fit, no such device or precision.
     """
     if dtype not in DTYPES:
         raise UserError(f"there is no precision {dtype!r}", fix=name_hint(dtype, DTYPES))

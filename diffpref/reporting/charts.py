@@ -57,8 +57,8 @@ _CHARTS = (
     ),
     (
         "Gains",
-        "Error of the reference minus the model's own, for winners and losers apart: above 0 the model fits them "
-        "better than before. "
+        "Error of the reference minus the model's own, for winners and losers apart: above 0 the model fits "
+        "them better than before. "
         "A winner below 0 while the margin grows is likelihood displacement.",
         0.0,
         ("winner_gain", "loser_gain"),

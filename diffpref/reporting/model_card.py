@@ -66,8 +66,8 @@ def _body(folder: Path, config: TrainConfig, summary: dict[str, Any]) -> str:
         sections.append(f"## Result of the run\n\n{_table(_flat(summary))}\n")
     sections += [
         f"## Use\n\n```python\n{_snippet(folder, config)}```\n",
-        "## Licence\n\nThe terms of the base model and of the training data apply; state them here and in the "
-        "front matter (`license:`) before you publish this model.\n",
+        "## Licence\n\nThe terms of the base model and of the training data apply; state them here and in "
+        "the front matter (`license:`) before you publish this model.\n",
         "## Config\n\n<details><summary>Every setting of the run</summary>\n\n"
         f"```toml\n{to_toml(config)}```\n\n</details>\n",
     ]

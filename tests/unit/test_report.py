@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy import stats as scipy_stats
+
+from diffpref.errors import UserError
+from diffpref.reporting.charts import Line, line_chart, ticks
+from diffpref.reporting.formatting import change, change_interval, interval, number, p_value
+from diffpref.reporting.loading import load_folders
+from diffpref.reporting.pictures import build_grid, embed
+from diffpref.reporting.report import write_report
+from diffpref.reporting.tables import markdown_table
+from tests.report_folders import scored_folder, training_run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    scored_folder(root / "base", 0.4)
+    for name, skill in (("dpo", 0.8), ("sft", 0.4)):
+        scored_folder(root / name, skill, run=training_run(root / "runs" / name, reference=name == "dpo"))
+    write_report(root / "base", [root / "dpo", root / "sft"], root / "report.html", title="A <title>")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(root: Path) -> str:
+    return (root / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def report(root: Path) -> dict:
+    return json.loads((root / "report.json").read_text())
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and whether every element is closed in order."""
+
+    VOID = {"meta", "link", "img", "input", "br", "line"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def by_prompt(folder: Path, column: str) -> np.ndarray:
+    """Per-prompt means by another path than the report's: a plain loop over rows."""
+    sums: dict[int, list[float]] = {}
+    for row in pq.read_table(folder / "scores.parquet").to_pylist():
+        sums.setdefault(row["prompt_id"], []).append(row[column])
+    return np.array([np.mean(sums[key]) for key in sorted(sums)])
+
+
+@pytest.mark.parametrize("metric", ["oracle", "oracle.facts", "oracle.style", "oracle.all_correct"])
+def test_every_number_equals_an_independent_computation(root: Path, report: dict, metric: str) -> None:
+    base, dpo = by_prompt(root / "base", metric), by_prompt(root / "dpo", metric)
+    cell = report["results"]["dpo"][metric]
+    assert report["results"]["base"][metric]["mean"] == pytest.approx(base.mean())
+    assert cell["mean"] == pytest.approx(dpo.mean())
+    assert cell["difference"] == pytest.approx((dpo - base).mean())
+    wins, losses = int((dpo - base > 1e-6).sum()), int((base - dpo > 1e-6).sum())
+    ties = len(base) - wins - losses
+    assert (cell["wins"], cell["ties"], cell["losses"]) == (wins, ties, losses)
+    assert cell["win_rate"] == (wins + ties / 2) / 24
+    theirs = scipy_stats.bootstrap(
+        (dpo - base,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert cell["difference_interval"] == pytest.approx(
+        (theirs.low, theirs.high), abs=0.021
+    )  # a step is 1 of 48
+
+
+def test_kinds_and_prompts_are_in_the_json(root: Path, report: dict) -> None:
+    assert report["prompt_count"] == 24
+    assert report["image_count"] == 48
+    assert sum(part["prompts"] for part in report["kinds"].values()) == 24
+    assert len(report["kinds"]) == 6
+    dpo = by_prompt(root / "dpo", "oracle")
+    scores = [prompt["scores"]["dpo"]["oracle"] for prompt in report["prompts"]]
+    assert scores == pytest.approx(list(dpo))
+    kinds = np.array([prompt["kind"] for prompt in report["prompts"]])
+    for kind, part in report["kinds"].items():
+        assert part["results"]["dpo"]["oracle"]["mean"] == pytest.approx(dpo[kinds == kind].mean())
+
+
+def test_a_better_model_is_called_better_and_an_equal_one_not(report: dict) -> None:
+    assert report["results"]["dpo"]["oracle"]["verdict"] == "better"
+    assert report["results"]["dpo"]["oracle"]["win_rate_interval"][0] > 0.5
+    sft = report["results"]["sft"]["oracle"]
+    assert (sft["difference"], sft["p"], sft["verdict"]) == (0.0, 1.0, "no clear difference")
+    assert report["headline"] == "1 of 2 models is better than base in utility; dpo gains the most."
+    assert any("sft has exactly the weights of base" in note for note in report["notes"])
+
+
+def test_holm_runs_over_all_candidates_and_metrics(report: dict) -> None:
+    cells = [report["results"][name][metric] for name in ("dpo", "sft") for metric in report["metrics"]]
+    smallest = min(cells, key=lambda cell: cell["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1.0, 8 * smallest["p"]))
+    assert all(cell["p_holm"] >= cell["p"] for cell in cells)
+
+
+def test_best_and_worst_prompts_are_those_of_largest_difference(root: Path, report: dict) -> None:
+    gain = by_prompt(root / "dpo", "oracle") - by_prompt(root / "base", "oracle")
+    best = report["extremes"]["dpo"]["best"]
+    assert [entry["gain"] for entry in best] == pytest.approx(sorted(gain, reverse=True)[:5])
+    assert best[0]["id"] == int(gain.argmax())
+    assert report["extremes"]["sft"] == {"best": [], "worst": []}
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    for tag, attributes in parsed.elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            target = attributes.get(name, "data:")
+            assert target.startswith(("data:", "#")), (tag, name, target[:60])
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "://" not in re.sub(r"data:image[^\"]*", "", page)
+
+
+def test_the_page_can_be_read_without_eyes_or_mouse(page: str) -> None:
+    parsed = Page(page)
+    images = parsed.all("img")
+    assert images
+    assert all(image["alt"] for image in images)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {link["href"][1:] for link in parsed.all("a")}
+    assert targets <= set(ids)
+    assert parsed.all("html")[0]["lang"] == "en"
+    assert all("aria-label" in svg for svg in parsed.all("svg"))
+
+
+def test_the_grid_has_every_image_with_its_verdict(page: str, root: Path) -> None:
+    parsed = Page(page)
+    rows = [a for tag, a in parsed.elements if tag == "li" and a.get("id", "").startswith("row-")]
+    assert len(rows) == 48
+    assert page.count('<figure class="cell') == 48 * 3
+    assert "A &lt;title&gt;" in page
+    scores = {row["id"]: row["oracle"] for row in pq.read_table(root / "dpo" / "scores.parquet").to_pylist()}
+    base = {row["id"]: row["oracle"] for row in pq.read_table(root / "base" / "scores.parquet").to_pylist()}
+    for row in rows:
+        key = row["id"].removeprefix("row-")
+        won = scores[key] - base[key] > 1e-6
+        assert ("dpo" in json.loads(row["data-win"])) == won
+        assert json.loads(row["data-gains"])[0] == pytest.approx(scores[key] - base[key], abs=1e-9)
+
+
+def test_training_curves_and_configs_are_shown(page: str, report: dict) -> None:
+    assert len(Page(page).all("svg")) == 4 + 1  # dpo logs all; sft here only its loss
+    assert "beta = 2000.0" in page
+    assert report["training"]["dpo"]["steps"] == 60
+    assert report["training"]["dpo"]["last"]["implicit_accuracy"] > 0.6
+    assert any(command.startswith("diffpref report --baseline") for command in report["commands"])
+
+
+def test_the_markdown_table_has_a_line_per_model(report: dict) -> None:
+    lines = markdown_table(report).splitlines()
+    assert len(lines) == 2 + 3
+    assert lines[2].startswith("| base | ")
+    assert "win rate (Utility)" in lines[0]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def rewritten(root: Path, tmp_path: Path, change: dict) -> Path:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "changed"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["suite"].update(change)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_folders_of_other_settings_are_refused_with_the_differences(root: Path, tmp_path: Path) -> None:
+    folder = rewritten(root, tmp_path, {"steps": 50, "scheduler": "euler"})
+    with pytest.raises(UserError) as raised:
+        write_report(root / "base", [folder], tmp_path / "r.html")
+    assert "suite.steps: 20 -> 50" in str(raised.value)
+    assert "suite.scheduler: ddim -> euler" in str(raised.value)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_folders_of_other_prompts_or_evaluators_are_refused(root: Path, tmp_path: Path) -> None:
+    fewer = scored_folder(tmp_path / "fewer", 0.5, prompts=12)
+    with pytest.raises(UserError, match="24 only in base, 0 only in fewer"):
+        write_report(root / "base", [fewer], tmp_path / "r.html")
+    other = Path(shutil.copytree(root / "dpo", tmp_path / "other"))
+    about = json.loads((other / "scores.json").read_text())
+    about["evaluators"]["oracle"]["version"] = "0"
+    (other / "scores.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"evaluators.oracle.version: 1 -> 0"):
+        write_report(root / "base", [other], tmp_path / "r.html")
+
+
+def test_unusable_folders_are_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        write_report(root / "base", [tmp_path / "nothing"], tmp_path / "r.html")
+    with pytest.raises(UserError, match="given twice"):
+        write_report(root / "base", [root / "base"], tmp_path / "r.html")
+    bare = Path(shutil.copytree(root / "dpo", tmp_path / "bare"))
+    (bare / "scores.parquet").unlink()
+    with pytest.raises(UserError, match=r"not scored(.|\n)*diffpref score"):
+        write_report(root / "base", [bare], tmp_path / "r.html")
+    with pytest.raises(UserError, match=r"end in \.html"):
+        write_report(root / "base", [root / "dpo"], tmp_path / "r")
+
+
+def test_an_image_changed_after_scoring_is_named(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "touched"))
+    Image.new("RGB", (64, 64)).save(folder / "images" / "00002-s1.png")
+    with pytest.raises(UserError, match=r"00002-s1.png is not the image that was scored"):
+        write_report(root / "base", [folder], tmp_path / "r.html")
+
+
+def test_any_numeric_column_of_any_evaluator_is_compared(root: Path, tmp_path: Path) -> None:
+    folders = []
+    for position, name in enumerate(("base", "dpo")):
+        folder = Path(shutil.copytree(root / name, tmp_path / name))
+        table = pq.read_table(folder / "scores.parquet")
+        kept = table.select([c for c in table.column_names if not c.startswith("oracle")])
+        values = pa.array(np.arange(48) * 0.5 - position, pa.float32())
+        pq.write_table(kept.append_column("aesthetic", values), folder / "scores.parquet")
+        about = {
+            "version": "2",
+            "scale": "lower is better here",
+            "higher_is_better": False,
+            "fingerprint": "f",
+        }
+        (folder / "scores.json").write_text(json.dumps({"evaluators": {"aesthetic": about}}))
+        folders.append(folder)
+    report = write_report(folders[0], [folders[1]], tmp_path / "r.html")
+    cell = report["results"]["dpo"]["aesthetic"]
+    assert cell["difference"] == pytest.approx(-1.0)  # the value fell, and falling is better
+    assert (cell["wins"], cell["win_rate"], cell["verdict"]) == (24, 1.0, "better")
+    assert "aesthetic" in (tmp_path / "r.html").read_text()
+
+
+def test_candidates_in_folders_of_one_name_are_told_apart_by_their_parents(
+    root: Path, tmp_path: Path
+) -> None:
+    for name in ("base", "dpo"):
+        shutil.copytree(root / name, tmp_path / name / "images-out")
+    report = write_report(
+        tmp_path / "base" / "images-out", [tmp_path / "dpo" / "images-out"], tmp_path / "r.html"
+    )
+    assert report["candidates"] == ["dpo"]
+
+
+def test_the_grid_keeps_to_its_budget_and_shows_the_wanted_prompts_first(root: Path) -> None:
+    folders = load_folders(root / "base", [root / "dpo"])
+    grid = build_grid(folders, "oracle", first=[20, 7], budget=1)
+    assert [row.id for row in grid.rows] == ["00007-s0"]
+    assert grid.total == 48
+
+
+def test_pictures_are_lossless_when_small_and_shrunk_when_large() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    assert (np.asarray(decoded(embed(noise))) == np.asarray(noise)).all()
+    assert decoded(embed(Image.new("RGB", (1024, 512), "red"))).size == (320, 160)
+
+
+def decoded(uri: str) -> Image.Image:
+    import base64
+    import io
+
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert number(0.5824, share=True) == "58.2 %"
+    assert number(21.34567) == "21.35"
+    assert interval([0.561, 0.602], share=True) == "56.1–60.2"
+    assert change(0.0491, share=True) == "+4.9"
+    assert change(-0.0491, share=True) == "−4.9"
+    assert change(-0.0001, share=True) == "+0.0"
+    assert change_interval([-0.5, 0.25]) == "−0.5 to +0.25"
+    assert p_value(0.0004) == "< 0.001"
+    assert p_value(0.0321) == "0.032"
+
+
+def test_charts_have_round_ticks_and_survive_flat_and_short_series() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.5, 1.0], abs=1e-12) or len(ticks(0, 1)) <= 6
+    assert ticks(0.13, 0.87)[0] <= 0.13
+    assert ticks(0.13, 0.87)[-1] >= 0.87
+    for values in ([0.5], [0.5, 0.5, 0.5], [0.0, 0.0], [-1e-5, 2e-5]):
+        svg = line_chart("Loss", [Line("loss", list(range(len(values))), values, "win")])
+        assert "nan" not in svg
+    long = line_chart("Loss", [Line("loss", list(range(5000)), [1.0] * 5000, "win")])
+    assert len(long) < 20_000
