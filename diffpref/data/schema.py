@@ -134,16 +134,15 @@ def caption_columns(columns: Columns, captions: Captions) -> tuple[str, ...]:
 def check_schema(file: PairFile, columns: Columns, captions: Captions) -> None:
     """Raise UserError unless `file` has every column the run reads, each of a usable type."""
     names = file.schema.names
-    if captions == "dual":
-        missing = [name for name in caption_columns(columns, captions) if name not in names]
-        if missing:
-            raise UserError(
-                f"{file.path} has no column {_quoted(missing)}, which dual captions need",
-                why=f"each image has a caption of its own there; columns present: {', '.join(names)}",
-                fix="make them with `diffpref caption --pairs P --method captioning|perturbation|hybrid`, "
-                "name existing ones with --data.columns.caption_0 and --data.columns.caption_1, or set "
-                "--data.captions shared",
-            )
+    missing = [name for name in caption_columns(columns, captions) if name not in names]
+    if captions == "dual" and missing:
+        raise UserError(
+            f"{file.path} has no column {_quoted(missing)}, which dual captions need",
+            why=f"each image has a caption of its own there; columns present: {', '.join(names)}",
+            fix="make them with `diffpref caption --pairs P --method captioning|perturbation|hybrid`, "
+            "name existing ones with --data.columns.caption_0 and --data.columns.caption_1, or set "
+            "--data.captions shared",
+        )
     fields = {"image_0": _is_image, "image_1": _is_image, "label_0": _is_label}
     texts = ("caption",) if captions == "shared" else ("caption_0", "caption_1")
     fields |= dict.fromkeys(texts, _is_text)

@@ -59,7 +59,7 @@ def test_dpo_starts_at_margin_exactly_zero_and_log_2():
 
 
 def test_dpo_takes_logsigmoid_before_the_mean():
-    # Margins of +-0.1 cancel in the mean of margins, which would give log 2; the mean of the losses is larger.
+    # Margins of +-0.1 cancel in their mean, which would give log 2; the mean of the losses is larger.
     out = DPO(beta=40)(errors([0.4, 0.6], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]))
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 2
     assert out.loss.shape == (2,)
