@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+    # Else every run starts with transformers' note that it takes Pillow, as it should, for want of torchvision.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(_Prefixed())
     try:
@@ -223,7 +225,7 @@ def _generate_arguments(parser: Parser) -> None:
 def _generate(values: argparse.Namespace, _: Any) -> None:
     from diffpref.generation import generate
 
-    generate(
+    folder = generate(
         values.model,
         values.suite,
         values.out,
@@ -233,6 +235,7 @@ def _generate(values: argparse.Namespace, _: Any) -> None:
         device=values.device,
         dtype=values.dtype,
     )
+    print(folder)
 
 
 def _score_arguments(parser: Parser) -> None:

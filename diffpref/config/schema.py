@@ -186,7 +186,9 @@ class SamplingConfig:
     )
     count: int = option(8, bounds="[0, inf)", help="captions to take where no prompts are given; 0: no grids")
     seed: int = option(0, bounds="[0, inf)", help="seed of the grid's first image, the next ones count up")
-    scheduler: str = option("ddim", choices=("ddim",), help="sampler of the grid")
+    scheduler: str = option(
+        "ddim", choices=("ddim", "euler", "dpmsolver++", "pndm"), help="sampler of the grid"
+    )
     steps: int = option(20, bounds="[1, 1000]", help="denoising steps of an image")
     guidance: float = option(7.5, bounds="[1, inf)", help="classifier-free guidance scale; 1: none")
 
