@@ -4,7 +4,7 @@
 
 Opening reads labels and captions only (column by column, batch by batch) and keeps nine bytes a row. Images
 are streamed in small batches when a pair is loaded, so memory does not grow with the table or with its row
-groups.
+groups (see reader.py).
 """
 
 from __future__ import annotations

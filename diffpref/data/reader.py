@@ -1,8 +1,9 @@
 """Random and sequential access to single rows of many Parquet files in bounded memory.
 
-Some writers put a whole file of images into one row group, so a row group is never held whole: it is streamed
-in batches of `BATCH` rows. A cursor keeps the stream of the last row group open; reading onwards continues
-it, reading back starts the row group again, and the last few batches stay at hand.
+Some writers put a whole file of images into one row group, so a row group is never held whole: it is
+streamed in batches of `BATCH` rows. A cursor keeps the stream of the last row group open; reading onwards
+continues it, reading back starts the row group again, and the last few batches stay at hand. What must be in
+memory at once is a page: 1,024 rows in files that pyarrow, pandas and datasets write, however many there are.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_phi_is_right_everywhere_and_its_slope_at_zero_is_minus_one_half():
     assert slopes[:2] == [-0.5, -0.5]
     for v, slope in zip(DEMANDING[2:], slopes[2:], strict=True):
         # (e^x - 1 - x e^x) / (e^x - 1)^2, multiplied through by e^-2x (eq. 14 of the preprint prints another
-        # numerator). Near 0 its digits cancel in double precision: there the series -1/2 + x/6 is the witness.
+        # numerator). Near 0 its digits cancel in double precision: the series -1/2 + x/6 serves there.
         exact = math.exp(-v) * (1 - math.exp(-v) - v) / math.expm1(-v) ** 2 if v > 0.01 else -0.5 + v / 6
         assert slope == pytest.approx(exact, rel=1e-5, abs=1e-37)
 
