@@ -123,12 +123,16 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     """Interrupted while it waits for a config that never comes, through a named pipe."""
     pipe = tmp_path / "recipe.toml"
     os.mkfifo(pipe)
-    with subprocess.Popen(
-        [sys.executable, "-m", "diffpref", "train", str(pipe)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        with pipe.open("w"):  # opens once the other end is open too, and keeps the reader waiting
-            time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "diffpref", "train", str(pipe)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        pipe.open("w"),
+    ):  # opens once the other end is open too, and keeps the reader waiting
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == b"interrupted\n"
