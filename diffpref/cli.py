@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 the user's mistake, 130 interrupted."""
-    # Else every run starts with transformers' note that it takes Pillow for want of torchvision, as it should.
+    # Else every run starts with transformers' note that it takes Pillow for want of torchvision.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(_Prefixed())
