@@ -107,7 +107,7 @@ def generate(
     folder = _Folder(out)
     plan = plan_of.images(limit)
     try:
-        folder.open(_settings(plan_of, loaded))
+        folder.open(_settings(plan_of, loaded, suite))
         _draw(folder, plan_of, plan, loaded, batch)
     except OSError as error:
         raise UserError(f"cannot write to {out}", why=str(error.strerror or error)) from error
@@ -198,7 +198,7 @@ def _batches(images: list[PlannedImage], size: int) -> Iterator[list[PlannedImag
         yield images[start : start + size]
 
 
-def _settings(suite: Suite, loaded: pipelines.LoadedPipeline) -> dict[str, Any]:
+def _settings(suite: Suite, loaded: pipelines.LoadedPipeline, source: str) -> dict[str, Any]:
     texts = [prompt.text for prompt in suite.prompts]
     return {
         "model": loaded.model,
@@ -206,6 +206,7 @@ def _settings(suite: Suite, loaded: pipelines.LoadedPipeline) -> dict[str, Any]:
         "run": loaded.run,
         "model_fingerprint": loaded.fingerprint,
         "suite": suite.settings(),
+        "suite_source": source,
         "suite_description": suite.description,
         "suite_fingerprint": suite.fingerprint(),
         "truncated_prompts": loaded.count_truncated([*texts, suite.negative_prompt]),

@@ -45,6 +45,7 @@ def scored_folder(
         "run": str(run) if run else None,
         "model_fingerprint": f"{skill:.3f}",
         "suite": {**SETTINGS, "seeds": list(range(seeds))},
+        "suite_source": "scenes.toml",
         "suite_description": "Rendered scenes.",
         "suite_fingerprint": "f",
         "truncated_prompts": 0,

@@ -40,6 +40,7 @@ def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed:
         prompt["scores"] = {
             name: dict(zip(metrics, _plain(values[index]), strict=True)) for name, values in averages.items()
         }
+    _add_images(prompts, folders, metrics)
     column = metrics.index(primary)
     gains = {c.name: _gain(averages, c.name, base.name, column, directions[column]) for c in candidates}
     return {
@@ -71,6 +72,17 @@ def _averages(folder: ScoredFolder, metrics: list[str]) -> np.ndarray:
 def _prompts(base: ScoredFolder) -> list[dict[str, Any]]:
     first = {row["prompt_id"]: row for row in reversed(base.rows)}
     return [{"id": key, "text": first[key]["prompt"], "kind": first[key]["kind"]} for key in sorted(first)]
+
+
+def _add_images(prompts: list[dict[str, Any]], folders: list[ScoredFolder], metrics: list[str]) -> None:
+    """The scores of every single image, under its prompt."""
+    by_id = {prompt["id"]: prompt.setdefault("images", []) for prompt in prompts}
+    for rows in zip(*(folder.rows for folder in folders), strict=True):
+        scores = {
+            folder.name: {metric: float(row[metric]) for metric in metrics}
+            for folder, row in zip(folders, rows, strict=True)
+        }
+        by_id[rows[0]["prompt_id"]].append({"id": rows[0]["id"], "seed": rows[0]["seed"], "scores": scores})
 
 
 def _results(

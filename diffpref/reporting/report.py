@@ -153,7 +153,7 @@ def _commands(folders: list[ScoredFolder], out: Path) -> list[str]:
     for folder in folders:
         manifest = folder.manifest
         lora = ["--lora", str(manifest["lora"])] if manifest.get("lora") else []
-        suite = str(manifest.get("suite", {}).get("name", ""))
+        suite = str(manifest.get("suite_source", ""))
         model = ["--model", str(manifest.get("model"))]
         commands.append(["diffpref", "generate", *model, *lora, "--suite", suite, "--out", str(folder.path)])
     judges = ",".join(folders[0].evaluators)

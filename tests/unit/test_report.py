@@ -43,10 +43,11 @@ def report(root: Path) -> dict:
     return json.loads((root / "report.json").read_text())
 
 
+VOID = frozenset({"meta", "link", "img", "input", "br", "line"})
+
+
 class Page(HTMLParser):
     """Elements with their attributes, and whether every element is closed in order."""
-
-    VOID = {"meta", "link", "img", "input", "br", "line"}
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in self.VOID:
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -105,6 +106,9 @@ def test_kinds_and_prompts_are_in_the_json(root: Path, report: dict) -> None:
     dpo = by_prompt(root / "dpo", "oracle")
     scores = [prompt["scores"]["dpo"]["oracle"] for prompt in report["prompts"]]
     assert scores == pytest.approx(list(dpo))
+    images = [image for prompt in report["prompts"] for image in prompt["images"]]
+    rows = {row["id"]: row["oracle"] for row in pq.read_table(root / "dpo" / "scores.parquet").to_pylist()}
+    assert {image["id"]: image["scores"]["dpo"]["oracle"] for image in images} == rows
     kinds = np.array([prompt["kind"] for prompt in report["prompts"]])
     for kind, part in report["kinds"].items():
         assert part["results"]["dpo"]["oracle"]["mean"] == pytest.approx(dpo[kinds == kind].mean())
@@ -180,6 +184,7 @@ def test_training_curves_and_configs_are_shown(page: str, report: dict) -> None:
     assert report["training"]["dpo"]["steps"] == 60
     assert report["training"]["dpo"]["last"]["implicit_accuracy"] > 0.6
     assert any(command.startswith("diffpref report --baseline") for command in report["commands"])
+    assert sum("--suite scenes.toml" in command for command in report["commands"]) == 3
 
 
 def test_the_markdown_table_has_a_line_per_model(report: dict) -> None:
