@@ -28,6 +28,7 @@ from diffpref.data.cached import LatentCache
 from diffpref.data.decode import IDENTICAL, DecodedPair, PairDecoder
 from diffpref.data.images import as_tensor
 from diffpref.data.pairs import PairTable
+from diffpref.data.schema import caption_columns
 from diffpref.data.tensors import save_tensors, told_when_disk_is_full
 from diffpref.errors import UserError
 from diffpref.families.base import Family
@@ -36,7 +37,7 @@ from diffpref.paths import atomic_write_text, fingerprint, sha256_file
 FORMAT = 1
 SHARD_PAIRS = 256
 SHARD_CAPTIONS = 256
-MANIFEST = "manifest.json"
+MANIFEST, ABOUT = "manifest.json", "about"
 NAMED_BAD_ROWS = 20
 
 
@@ -119,8 +120,9 @@ class _Part:
         mine = range(self.share.rank, shards, self.share.world)
         return [number for number in mine if not self.shard(number).exists()]
 
-    def save(self, number: int, tensors: dict[str, torch.Tensor], **metadata: str) -> None:
-        save_tensors(self.shard(number), tensors, {"key": self.key_hash, **metadata})
+    def save(self, path: Path, tensors: dict[str, torch.Tensor], **about: Any) -> None:
+        # one entry, since safetensors writes several in random order and equal caches should be equal files
+        save_tensors(path, tensors, {ABOUT: json.dumps({"key": self.key_hash, **about})})
 
     def progress(self, total: int, unit: str) -> tqdm[Any]:
         hidden = self.share.rank != 0 or total == 0
@@ -150,9 +152,8 @@ class _Part:
             return ""
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                with safe_open(path, "pt") as shard:
-                    return str((shard.metadata() or {}).get("key", ""))
-            except (SafetensorError, OSError):
+                return str(_about(path)["key"])
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
                 return ""
         return None
 
@@ -206,7 +207,7 @@ class _Latents(_Part):
             "pair_id": torch.tensor([pair.id for pair in good], dtype=torch.int64),
             "index": torch.tensor([pair.index for pair in good], dtype=torch.int64),
         }
-        self.save(number, tensors, bad=json.dumps(bad))
+        self.save(self.shard(number), tensors, bad=bad)
 
     def _encode(self, pairs: list[DecodedPair]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance, each fp32 [pairs, 2 (winner, loser), 1 or 2 (plain, flipped), C, h, w]."""
@@ -234,7 +235,7 @@ class _Latents(_Part):
         for number in range(-(-len(self.table) // SHARD_PAIRS)):
             with safe_open(self.shard(number), "pt") as shard:
                 rows.append(shard.get_slice("pair_id").get_shape()[0])
-                bad += json.loads(shard.metadata()["bad"])
+            bad += _about(self.shard(number))["bad"]
         identical = [row for row in bad if row[1] == IDENTICAL]
         broken = [row for row in bad if row[1] != IDENTICAL]
         self._check_bad(broken)
@@ -267,7 +268,8 @@ class _Text(_Part):
     what = "captions"
 
     def settings(self) -> dict[str, Any]:
-        return {"text": self.family.fingerprint()["text"], "captions": self.data.captions}
+        columns = caption_columns(self.table.columns, self.table.captions)
+        return {"text": self.family.fingerprint()["text"], "captions": [self.table.captions, *columns]}
 
     def fill(self) -> None:
         numbers: dict[str, int] = {"": 0}  # the empty prompt, for prompt dropout, is always caption 0
@@ -284,7 +286,7 @@ class _Text(_Part):
             self._cut = sum(length > self.family.max_tokens for length in lengths)
             self._count = len(captions)
             index = {"winner": torch.from_numpy(winners), "loser": torch.from_numpy(losers)}
-            save_tensors(self.folder / "index.safetensors", index, {"key": self.key_hash})
+            self.save(self.folder / "index.safetensors", index)
 
     def _encode(self, captions: list[str]) -> None:
         missing = self.missing(-(-len(captions) // SHARD_CAPTIONS))
@@ -295,7 +297,7 @@ class _Text(_Part):
                 batches = [self.family.encode_prompts(texts[i : i + 32]) for i in range(0, len(texts), 32)]
                 names = batches[0].keys()
                 self.save(
-                    number, {name: torch.cat([batch[name].cpu() for batch in batches]) for name in names}
+                    self.shard(number), {name: torch.cat([batch[name].cpu() for batch in batches]) for name in names}
                 )
                 bar.update(SHARD_CAPTIONS)
 
@@ -303,16 +305,20 @@ class _Text(_Part):
         return {"count": self._count, "truncated": self._cut, "max_tokens": self.family.max_tokens}
 
 
+def _about(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as shard:
+        return dict(json.loads(shard.metadata()[ABOUT]))
+
+
 def _pairs_key(table: PairTable, folder: Path, share: Share) -> dict[str, Any]:
     """What identifies the pairs: file contents, the rows in use, and the columns they come from."""
     hashes = _file_hashes(table.files, folder, share)
     ids = np.fromiter((table.pair_id(index) for index in range(len(table))), np.int64, len(table))
     columns = table.columns
-    captions = [columns.caption] if table.captions == "shared" else [columns.caption_0, columns.caption_1]
     return {
         "pairs": hashes,
         "rows": fingerprint(ids.tolist()),
-        "columns": [columns.image_0, columns.image_1, columns.label_0, *captions],
+        "columns": [columns.image_0, columns.image_1, columns.label_0],
     }
 
 

@@ -43,6 +43,7 @@ class StableDiffusion:
         self._folder = folder
         self._variant = config.variant or None
         self._device = torch.device("cpu")
+        self._fingerprint: dict[str, str] = {}  # taken once, before the UNet is trained
         self.scheduler = load_part(
             lambda: DDPMScheduler.from_pretrained(folder, subfolder="scheduler"), f"the scheduler of {folder}"
         )
@@ -207,6 +208,11 @@ class StableDiffusion:
         )
 
     def fingerprint(self) -> dict[str, str]:
+        if not self._fingerprint:
+            self._fingerprint = self._hash_weights()
+        return self._fingerprint
+
+    def _hash_weights(self) -> dict[str, str]:
         rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
         for state_of_last_call in ("truncation", "padding"):
             del rules[state_of_last_call]

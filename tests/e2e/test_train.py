@@ -1,0 +1,332 @@
+"""`diffpref train` through the real command line: what it leaves behind, resuming, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffpref.families.miniature import stable_diffusion
+from tests.miniatures import config, diffpref, environment, metrics, rows, write_config, write_pairs
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A miniature model, training pairs and held-out pairs."""
+    folder = tmp_path_factory.mktemp("world")
+    stable_diffusion(folder / "model")
+    write_pairs(folder / "pairs.parquet", rows(24))
+    write_pairs(folder / "held.parquet", rows(6, first=50))
+    return folder
+
+
+def run(world, tmp_path, name="run", expect=0, **changes):
+    """Train in a process of its own; returns the run folder and what was printed on stderr."""
+    tree = config(world / "model", world / "pairs.parquet", tmp_path / name, **changes)
+    done = diffpref("train", write_config(tmp_path / f"{name}.toml", tree))
+    assert done.returncode == expect, done.stderr
+    return tmp_path / name, done.stderr
+
+
+def weights(folder):
+    return load_file(folder / "model/unet/diffusion_pytorch_model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+FULL = {
+    "data__captions": "dual", "data__prompt_dropout": 0.2, "data__random_flip": True, "train__ema_decay": 0.9,
+    "train__warmup_steps": 2, "train__schedule": "cosine", "train__micro_batch": 2, "log__every": 4,
+    "log__tensorboard": True, "sampling__count": 2, "sampling__every": 3, "sampling__steps": 2,
+    "validation__every": 3, "validation__pairs": 4, "validation__draws": 2,
+}  # fmt: skip
+
+
+def full(world):
+    return FULL | {"data__validation": str(world / "held.parquet")}
+
+
+def test_a_run_with_everything_on_leaves_what_is_promised(world, tmp_path):
+    folder, printed = run(world, tmp_path, **full(world))
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["base.png", "step-3.png", "step-6.png"]
+    with Image.open(folder / "samples/step-6.png") as grid:
+        assert grid.width > 2 * 128
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-4", "step-6"]
+    assert list((folder / "tensorboard").iterdir())
+    table = metrics(folder)
+    assert [row["step"] for row in table if "validation" not in row] == [1, 4, 6]
+    assert [row["step"] for row in table if "validation" in row] == [3, 6]
+    first = table[0]
+    assert first["margin"] == first["winner_gain"] == first["loser_gain"] == 0.0
+    assert first["implicit_accuracy"] == 0.5
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert first["learning_rate"] == pytest.approx(5e-4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["threads"] == 1
+    assert manifest["world_size"] == 1
+    assert manifest["data"]["train"]["pairs"] == 24
+    assert "pairs/s" in printed
+    assert "peak memory" in printed
+    assert (folder / "model/README.md").exists()
+
+
+def test_the_model_loads_in_plain_diffusers(world, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    folder, _ = run(world, tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "model")
+    images = pipeline("red", num_inference_steps=2, height=32, width=32, output_type="np").images
+    assert images.shape == (1, 32, 32, 3)
+    checkpoint = load_file(folder / "checkpoints/step-6/weights.safetensors")
+    assert same(checkpoint, dict(pipeline.unet.state_dict()))
+
+
+def test_the_trained_model_is_not_the_base_and_averaged_weights_are_exported(world, tmp_path):
+    plain, _ = run(world, tmp_path, "plain")
+    averaged, _ = run(world, tmp_path, "averaged", train__ema_decay=0.9)
+    base = load_file(world / "model/unet/diffusion_pytorch_model.safetensors")
+    assert not same(weights(plain), base)
+    assert same(weights(averaged), load_file(averaged / "checkpoints/step-6/average.safetensors"))
+    assert not same(weights(averaged), weights(plain))
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path):
+    """Everything random or stateful is on; one run is stopped by SIGTERM in the middle, the other is not."""
+    changes = full(world) | {"train__steps": 40, "checkpoint__every": 0, "sampling__every": 0, "validation__every": 10}
+    whole, _ = run(world, tmp_path, "whole", **changes)
+    tree = config(world / "model", world / "pairs.parquet", tmp_path / "stopped", **changes)
+    path = write_config(tmp_path / "stopped.toml", tree)
+    command = [sys.executable, "-m", "diffpref", "train", str(path)]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    rows_file = tmp_path / "stopped/metrics.jsonl"
+    while process.poll() is None and not (rows_file.exists() and rows_file.read_text().count("\n") >= 2):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, printed
+    assert "continues the run" in printed
+    assert not (tmp_path / "stopped/model").exists()
+    assert len(list((tmp_path / "stopped/checkpoints").iterdir())) == 1
+    done = diffpref("train", path)
+    assert done.returncode == 0, done.stderr
+    assert "continuing" in done.stderr
+    assert metrics(tmp_path / "stopped") == metrics(whole)
+    assert same(weights(tmp_path / "stopped"), weights(whole))
+    for name in ("weights", "optimizer", "average"):
+        file = f"checkpoints/step-40/{name}.safetensors"
+        assert same(load_file(tmp_path / "stopped" / file), load_file(whole / file))
+
+
+def test_a_finished_run_is_left_alone_and_can_be_made_longer(world, tmp_path):
+    folder, _ = run(world, tmp_path)
+    stamp = (folder / "model/model_index.json").stat().st_mtime_ns
+    _, printed = run(world, tmp_path)
+    assert "is finished" in printed
+    assert (folder / "model/model_index.json").stat().st_mtime_ns == stamp
+    run(world, tmp_path, train__steps=8)
+    longer, _ = run(world, tmp_path, "longer", train__steps=8)
+    assert metrics(folder) == metrics(longer)
+    assert same(weights(folder), weights(longer))
+
+
+def test_micro_batches_do_not_change_the_result(world, tmp_path):
+    one, _ = run(world, tmp_path, "one")
+    four, _ = run(world, tmp_path, "four", train__micro_batch=1)
+    for a, b in zip(metrics(one), metrics(four), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["margin"] == pytest.approx(b["margin"], abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"train__mixed_precision": "bf16"}, {"model__gradient_checkpointing": True}])
+def test_first_margin_is_exactly_zero(world, tmp_path, changes):
+    folder, _ = run(world, tmp_path, train__steps=2, **changes)
+    assert metrics(folder)[0]["margin"] == 0.0
+    assert metrics(folder)[1]["margin"] != 0.0
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_lora_starts_at_the_base_loads_in_diffusers_and_acts_with_its_alpha(world, tmp_path, precision):
+    from diffusers import StableDiffusionPipeline
+
+    folder, _ = run(
+        world, tmp_path, adapter__type="lora", adapter__rank=4, adapter__alpha=16.0, train__learning_rate=1e-2,
+        train__mixed_precision=precision,
+    )  # fmt: skip
+    first = metrics(folder)[0]
+    assert first["margin"] == first["winner_gain"] == 0.0
+    assert sorted(path.name for path in (folder / "model").iterdir()) == [
+        "README.md", "diffpref.json", "pytorch_lora_weights.safetensors",
+    ]  # fmt: skip
+    pipeline = StableDiffusionPipeline.from_pretrained(world / "model")
+    draw = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
+    base = pipeline("red", generator=torch.Generator().manual_seed(0), **draw).images
+    pipeline.load_lora_weights(folder / "model")
+    aligned = pipeline("red", generator=torch.Generator().manual_seed(0), **draw).images
+    assert abs(base - aligned).max() > 0
+    layer = next(module for module in pipeline.unet.modules() if hasattr(module, "lora_A"))
+    assert list(layer.scaling.values()) == [4.0]  # alpha / rank
+    saved = load_file(folder / "checkpoints/step-6/weights.safetensors")
+    assert all("lora" in name for name in saved)
+
+
+@pytest.mark.parametrize("name", ["sft", "mapo"])
+def test_reference_free_objectives_run_without_a_reference(world, tmp_path, name):
+    folder, _ = run(world, tmp_path, objective={"name": name}, data__validation=str(world / "held.parquet"))
+    table = metrics(folder)
+    assert "margin" not in table[0]
+    assert table[0]["winner_error"] > 0
+    assert "margin" in table[-1]["validation"]  # the held-out measurement has the base model's errors
+
+
+def bad_rows(kind):
+    table = rows(8)
+    if kind == "ties":
+        for row in table:
+            row["label_0"] = 0.5
+    elif kind == "nan label":
+        table[3]["label_0"] = float("nan")
+    elif kind == "label outside":
+        table[3]["label_0"] = 1.5
+    elif kind == "truncated":
+        table[3]["jpg_0"] = table[3]["jpg_0"][:60]
+    elif kind == "empty bytes":
+        table[3]["jpg_0"] = b""
+    elif kind == "null caption":
+        table[3]["caption"] = None
+    elif kind == "no column":
+        for row in table:
+            del row["jpg_1"]
+    return table
+
+
+@pytest.mark.parametrize(
+    "kind", ["ties", "nan label", "label outside", "truncated", "empty bytes", "null caption", "no column"]
+)
+def test_bad_pairs_are_one_message_and_nothing_is_written(world, tmp_path, kind):
+    path = write_pairs(tmp_path / "bad.parquet", bad_rows(kind))
+    folder, printed = run(world, tmp_path, expect=2, data__pairs=str(path))
+    assert "error:" in printed
+    assert "Traceback" not in printed
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__base": "nowhere/at/all"}, "model folder not found"),
+        ({"data__pairs": "nowhere.parquet"}, "no pairs at"),
+        ({"train__mixed_precision": "fp16"}, "fp16"),
+        ({"data__resolution": 40}, "multiple of 16"),
+        ({"train__max_timestep": 1000}, "max_timestep"),
+        ({"adapter__type": "lora", "adapter__target_modules": ["to_qq"]}, "did you mean 'to_q'"),
+        ({"train__micro_batch": 3}, "micro_batch"),
+        ({"log__wandb": True}, "wandb"),
+        ({"train__step": 3}, "did you mean train.steps"),
+    ],
+)
+def test_bad_settings_are_one_message_and_nothing_is_written(world, tmp_path, changes, message):
+    folder, printed = run(world, tmp_path, expect=2, **changes)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["index", "weights", "part"])
+def test_a_damaged_model_folder_is_one_message(tmp_path, damage):
+    model = stable_diffusion(tmp_path / "model")
+    if damage == "index":
+        (model / "model_index.json").unlink()
+    elif damage == "weights":
+        file = model / "unet/diffusion_pytorch_model.safetensors"
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        for file in (model / "vae").iterdir():
+            file.unlink()
+    write_pairs(tmp_path / "pairs.parquet", rows(8))
+    tree = config(model, tmp_path / "pairs.parquet", tmp_path / "run")
+    done = diffpref("train", write_config(tmp_path / "c.toml", tree))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_of_another_config_is_refused_and_untouched(world, tmp_path):
+    folder, _ = run(world, tmp_path, train__steps=2)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    _, printed = run(world, tmp_path, expect=2, train__steps=2, train__learning_rate=2e-3)
+    assert "train.learning_rate: 0.001 -> 0.002" in printed
+    _, printed = run(world, tmp_path, expect=2, train__steps=2, checkpoint__resume="never")
+    assert "holds a run already" in printed
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_changed_pairs_are_refused_on_resume(world, tmp_path):
+    path = write_pairs(tmp_path / "pairs.parquet", rows(8))
+    run(world, tmp_path, data__pairs=str(path), train__steps=2)
+    write_pairs(path, rows(9))
+    _, printed = run(world, tmp_path, expect=2, data__pairs=str(path), train__steps=4)
+    assert "inputs" in printed
+
+
+def test_a_named_cache_of_another_model_is_refused(world, tmp_path):
+    cache = str(tmp_path / "cache")
+    tree = config(world / "model", world / "pairs.parquet", tmp_path / "run", data__cache_dir=cache)
+    assert diffpref("encode", write_config(tmp_path / "c.toml", tree)).returncode == 0
+    assert not (tmp_path / "run").exists()
+    other = stable_diffusion(tmp_path / "other", seed=1)
+    _, printed = run(world, tmp_path, expect=2, data__cache_dir=cache, model__base=str(other))
+    assert "made for something else" in printed
+    run(world, tmp_path, data__cache_dir=cache)
+
+
+def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(world, tmp_path):
+    """The limit on file size stands for a full disk: LoRA weights of step 2 fit, a grown metrics file is not hit."""
+    folder, _ = run(world, tmp_path, train__steps=2)
+    tree = config(world / "model", world / "pairs.parquet", folder, train__steps=4)
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "diffpref", "train", str(write_config(tmp_path / "full.toml", tree))],
+        capture_output=True, text=True, env=environment(), preexec_fn=limit, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "no room on the disk" in done.stderr
+    assert os.listdir(folder / "checkpoints") == ["step-2"]
+    again = diffpref("train", tmp_path / "full.toml")
+    assert again.returncode == 0, again.stderr
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(world, tmp_path):
+    folder, printed = run(world, tmp_path, expect=2, objective__beta=1e30, train__steps=4, checkpoint__every=1)
+    assert "is not finite" in printed
+    assert "ids" in printed
+    for checkpoint in (folder / "checkpoints").iterdir():
+        values = load_file(checkpoint / "weights.safetensors")
+        assert all(torch.isfinite(value).all() for value in values.values())
+
+
+def test_two_processes_cannot_train_in_one_folder(world, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    lock = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _, printed = run(world, tmp_path, expect=2)
+    os.close(lock)
+    assert "another process" in printed

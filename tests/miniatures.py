@@ -1,0 +1,93 @@
+"""Small real inputs for tests: preference pairs in Parquet, configs, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tomlkit
+from PIL import Image
+
+SIDE = 32
+WORDS = ("red", "blue", "green circle", "a blue square", "two red things")
+
+
+def png(seed: int, side: int = SIDE) -> bytes:
+    """A smooth random picture."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Pairs with alternating labels; every image is different, captions repeat."""
+    return [
+        {
+            "caption": WORDS[i % len(WORDS)],
+            "jpg_0": png(2 * i),
+            "jpg_1": png(2 * i + 1),
+            "label_0": float(i % 2),
+            "caption_0": f"first {WORDS[i % len(WORDS)]}",
+            "caption_1": f"second {WORDS[(i + 1) % len(WORDS)]}",
+        }
+        for i in range(first, first + count)
+    ]
+
+
+def write_pairs(path: Path, table: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(table), path)
+    return path
+
+
+def config(model: Path, pairs: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """A quick training config; `changes` are dotted keys with "__" for the dot."""
+    tree: dict[str, Any] = {
+        "output": str(output),
+        "model": {"base": str(model)},
+        "data": {"pairs": str(pairs), "resolution": SIDE},
+        "objective": {"name": "dpo", "beta": 200.0},
+        "train": {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "threads": 1},
+        "checkpoint": {"every": 2},
+        "log": {"every": 1, "tensorboard": False},
+        "sampling": {"count": 0},
+    }
+    for key, value in changes.items():
+        *parents, leaf = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def write_config(path: Path, tree: dict[str, Any]) -> Path:
+    path.write_text(tomlkit.dumps(tree), encoding="utf-8")
+    return path
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
+
+
+def diffpref(*arguments: Any, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command line and return what it printed."""
+    command = [sys.executable, "-m", "diffpref", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**environ), timeout=300, check=False)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without the keys that depend on the machine's speed."""
+    from diffpref.training.tracking import TIMING_KEYS
+
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMING_KEYS} for row in found]

@@ -1,0 +1,190 @@
+"""The latent and text cache: right values, resumable, keyed by everything that shapes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffpref.config import DataConfig, ModelConfig
+from diffpref.data import cache as cache_module
+from diffpref.data.cache import build_cache
+from diffpref.data.images import as_tensor, decode_image, to_pixels
+from diffpref.data.pairs import open_pairs
+from diffpref.errors import UserError
+from diffpref.families import load_family
+from diffpref.families.miniature import stable_diffusion
+from tests.miniatures import rows, write_pairs
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    return load_family(ModelConfig(base=str(stable_diffusion(tmp_path_factory.mktemp("sd") / "model"))))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(cache_module, "SHARD_PAIRS", 4)
+    monkeypatch.setattr(cache_module, "SHARD_CAPTIONS", 3)
+
+
+def build(tmp_path, family, table=None, named=False, folder="cache", **settings):
+    path = tmp_path / "pairs.parquet"
+    if table is not None or not path.exists():
+        write_pairs(path, rows(10) if table is None else table)
+    data = DataConfig(pairs=str(path), resolution=32, **settings)
+    opened = open_pairs(data.pairs, data.columns, data.captions, data.max_bad_share)
+    return build_cache(opened, family, data, tmp_path / folder, named)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def test_latents_are_the_vaes_winner_first(tmp_path, family):
+    table = rows(10)
+    cache = build(tmp_path, family, table)
+    assert len(cache) == 10
+    mean, logvar = cache.latents([7, 2])
+    assert mean.shape == logvar.shape == (2, 2, 4, 4, 4)
+    for position, number in enumerate([7, 2]):
+        row = table[number]
+        winner, loser = ("jpg_0", "jpg_1") if row["label_0"] == 1 else ("jpg_1", "jpg_0")
+        for side, name in enumerate((winner, loser)):
+            expected = family.encode_images(as_tensor([to_pixels(decode_image(row[name]), 32)]))
+            assert torch.allclose(mean[position, side], expected[0][0], atol=1e-6)
+            assert torch.allclose(logvar[position, side], expected[1][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("captions", ["shared", "dual"])
+def test_each_image_gets_its_own_caption(tmp_path, family, captions):
+    table = rows(10)
+    cache = build(tmp_path, family, table, captions=captions)
+    for number, row in enumerate(table):
+        first_wins = row["label_0"] == 1
+        if captions == "shared":
+            texts = [row["caption"], row["caption"]]
+        else:
+            texts = [row["caption_0"], row["caption_1"]] if first_wins else [row["caption_1"], row["caption_0"]]
+        found = cache.conditioning(cache.captions([number])[0].tolist())["prompt_embeds"]
+        assert torch.allclose(found, family.encode_prompts(texts)["prompt_embeds"], atol=1e-5)
+    assert torch.allclose(
+        cache.conditioning([0])["prompt_embeds"], family.encode_prompts([""])["prompt_embeds"], atol=1e-5
+    )
+
+
+def test_unique_captions_are_encoded_once_and_long_ones_counted(tmp_path, family):
+    table = rows(10)
+    table[3]["caption"] = "q" * 400
+    cache = build(tmp_path, family, table)
+    assert cache.text_manifest["count"] == 7  # five words, the long one, the empty prompt
+    assert cache.text_manifest["truncated"] == 1
+
+
+def test_flipped_variants_are_of_flipped_pixels(tmp_path, family):
+    table = rows(10)
+    cache = build(tmp_path, family, table, random_flip=True)
+    plain, _ = cache.latents([1], [False])
+    flipped, _ = cache.latents([1], [True])
+    pixels = as_tensor([to_pixels(decode_image(table[1]["jpg_0"]), 32)]).flip(-1)
+    assert torch.allclose(flipped[0, 0], family.encode_images(pixels)[0][0], atol=1e-6)
+    assert not torch.allclose(plain, flipped, atol=1e-3)
+
+
+def test_without_flips_nothing_is_stored_for_them(tmp_path, family):
+    build(tmp_path, family)
+    size = (tmp_path / "cache/latents/00000.safetensors").stat().st_size
+    assert size < 4 * 2 * 64 * 4 * 2 + 2000  # 4 pairs x 2 images x 64 values x 4 bytes x (mean, logvar)
+
+
+def test_unfinished_builds_continue_and_give_the_same_bytes(tmp_path, family):
+    build(tmp_path, family, folder="whole")
+    whole = contents(tmp_path / "whole")
+    build(tmp_path, family)
+    folder = tmp_path / "cache"
+    (folder / "latents/manifest.json").unlink()
+    (folder / "latents/00001.safetensors").unlink()
+    (folder / "text-shared/manifest.json").unlink()
+    (folder / "text-shared/index.safetensors").unlink()
+    kept = (folder / "latents/00002.safetensors").stat().st_mtime_ns
+    cache = build(tmp_path, family)
+    assert len(cache) == 10
+    assert contents(folder) == whole
+    assert (folder / "latents/00002.safetensors").stat().st_mtime_ns == kept
+
+
+def test_a_finished_cache_is_not_touched(tmp_path, family):
+    build(tmp_path, family)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    build(tmp_path, family)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+
+
+def test_worker_processes_give_the_same_bytes(tmp_path, family):
+    build(tmp_path, family, folder="alone")
+    build(tmp_path, family, folder="several", workers=2)
+    assert contents(tmp_path / "alone") == contents(tmp_path / "several")
+
+
+def test_two_processes_share_the_work(tmp_path, family):
+    from diffpref.data.cache import Share, _Latents, _pairs_key
+
+    write_pairs(tmp_path / "pairs.parquet", rows(10))
+    data = DataConfig(pairs=str(tmp_path / "pairs.parquet"), resolution=32)
+    table = open_pairs(data.pairs)
+    pairs = _pairs_key(table, tmp_path / "cache", Share())
+    for rank, expected in ((1, ["00001"]), (0, ["00000", "00001", "00002"])):
+        _Latents(table, family, data, tmp_path / "cache/latents", pairs, False, Share(rank, 2)).fill()
+        assert sorted(path.stem for path in (tmp_path / "cache/latents").glob("*.safetensors")) == expected
+
+
+def test_a_cache_of_another_model_is_an_error_where_the_user_named_it(tmp_path, family):
+    build(tmp_path, family, named=True)
+    other = load_family(ModelConfig(base=str(stable_diffusion(tmp_path / "other", seed=1))))
+    with pytest.raises(UserError, match="another model's VAE"):
+        build(tmp_path, other, named=True)
+    first = build(tmp_path, family, named=True)  # and the refused attempt left it as it was
+    rebuilt = build(tmp_path, other, named=False)
+    assert rebuilt.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"random_flip": True}, {"resolution": 48}])
+def test_settings_are_part_of_the_key(tmp_path, family, change):
+    build(tmp_path, family, named=True)
+    data = DataConfig(**({"pairs": str(tmp_path / "pairs.parquet"), "resolution": 32} | change))
+    with pytest.raises(UserError, match="made for something else"):
+        build_cache(open_pairs(data.pairs), family, data, tmp_path / "cache", True)
+
+
+def test_changed_pairs_are_noticed(tmp_path, family):
+    build(tmp_path, family, named=True)
+    with pytest.raises(UserError, match="other pairs"):
+        build(tmp_path, family, rows(10, first=20), named=True)
+
+
+def test_dual_and_shared_captions_share_the_latents_of_one_folder(tmp_path, family):
+    shared = build(tmp_path, family, named=True, captions="shared")
+    stamp = (tmp_path / "cache/latents/00000.safetensors").stat().st_mtime_ns
+    dual = build(tmp_path, family, named=True, captions="dual")
+    assert (tmp_path / "cache/latents/00000.safetensors").stat().st_mtime_ns == stamp
+    assert shared.manifest == dual.manifest
+    assert [part.text_manifest["count"] for part in (shared, dual)] == [6, 11]
+
+
+def test_bad_and_identical_images_are_left_out_and_named(tmp_path, family):
+    table = rows(10)
+    table[2]["jpg_1"] = b"not an image"
+    table[5]["jpg_1"] = table[5]["jpg_0"]
+    cache = build(tmp_path, family, table, max_bad_share=0.2)
+    assert len(cache) == 8
+    assert cache.manifest["bad"] == 1
+    assert cache.manifest["identical"] == 1
+    assert "row 2" in cache.manifest["first_bad"][0]["row"]
+    ids = open_pairs(tmp_path / "pairs.parquet")
+    assert cache.pair_ids == [ids.pair_id(number) for number in range(10) if number not in (2, 5)]
+
+
+def test_too_many_bad_rows_stop_the_build(tmp_path, family):
+    table = rows(10)
+    table[2]["jpg_1"] = b""
+    with pytest.raises(UserError, match="1 of 10 rows"):
+        build(tmp_path, family, table)
