@@ -1,4 +1,4 @@
-"""Stage 2 of the small model: UNet and text encoder, trained together to predict the noise of cached latents."""
+"""UNet and text encoder of the small model, trained together to predict the noise of cached latents."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffpref.tiny.bank import example, pixels
 from diffpref.tiny.progress import load_progress, save_progress
+from diffpref.tiny.team import Team
 
-STEPS = 6000
-BATCH = 64
+STEPS = 3000
+BATCH = 48
 LEARNING_RATE = 1e-3
 WARMUP = 200
 EMA_DECAY = 0.999
 CAPTION_DROPOUT = 0.1
-EXAMPLES = 24_000
-SNAPSHOT_EVERY = 500
+EXAMPLES = 20_000
+SNAPSHOT_EVERY = 250
 SEED = 23
 WIDTH = 96
 
@@ -83,7 +84,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 def build_bank(
     work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, say: Callable[[str], None]
 ) -> dict[str, torch.Tensor]:
-    """Latent means and deviations [N, 4, 8, 8] and caption tokens [N, 2, 77] of all examples, kept on disk."""
+    """Latent means and deviations [N, 4, 8, 8], caption tokens [N, 2, 77] of all examples; kept on disk."""
     path = work / "bank.safetensors"
     if path.exists():
         return load_file(path)
@@ -96,7 +97,11 @@ def build_bank(
         tokens.append(tokenize(tokenizer, [c for e in chunk for c in e.captions]).reshape(len(chunk), 2, 77))
         if (start + 100) % 2000 == 0:
             say(f"bank {start + 100}/{EXAMPLES}")
-    bank = {"mean": torch.cat(means), "std": torch.cat(deviations), "tokens": torch.cat(tokens).to(torch.int32)}
+    bank = {
+        "mean": torch.cat(means),
+        "std": torch.cat(deviations),
+        "tokens": torch.cat(tokens).to(torch.int32),
+    }
     staged = path.with_suffix(".staged")
     save_file(bank, staged)
     staged.replace(path)
@@ -118,7 +123,7 @@ def _update_average(average: nn.Module, module: nn.Module, step: int) -> None:
 def _draw(
     bank: dict[str, torch.Tensor], scale: float, empty: torch.Tensor, step: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, noise, timesteps and tokens of one step: a function of the step alone."""
+    """Latents, noise, timesteps and tokens of one step's whole batch: a function of the step alone."""
     rng = torch.Generator().manual_seed(SEED * 1_000_003 + step)
     rows = torch.randint(len(bank["mean"]), (BATCH,), generator=rng)
     which = torch.randint(2, (BATCH,), generator=rng)
@@ -127,7 +132,8 @@ def _draw(
     tokens = bank["tokens"][rows, which].long()
     dropped = torch.rand(BATCH, generator=rng) < CAPTION_DROPOUT
     tokens = torch.where(dropped[:, None], empty, tokens)
-    return latents, torch.randn(mean.shape, generator=rng), torch.randint(1000, (BATCH,), generator=rng), tokens
+    noise = torch.randn(mean.shape, generator=rng)
+    return latents, noise, torch.randint(1000, (BATCH,), generator=rng), tokens
 
 
 def snapshot_path(work: Path, step: int) -> Path:
@@ -142,7 +148,9 @@ def _save_snapshot(work: Path, step: int, average: nn.Module) -> None:
     staged.replace(path)
 
 
-def load_snapshot(work: Path, step: int, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+def load_snapshot(
+    work: Path, step: int, tokenizer: CLIPTokenizer
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Averaged weights as they were after `step` steps."""
     pair = nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)})
     pair.load_state_dict(load_file(snapshot_path(work, step)))
@@ -150,8 +158,14 @@ def load_snapshot(work: Path, step: int, tokenizer: CLIPTokenizer) -> tuple[UNet
     return pair["unet"], pair["text"]  # type: ignore[return-value]
 
 
-def train_denoiser(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, say: Callable[[str], None]) -> None:
+def train_denoiser(
+    work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, say: Callable[[str], None]
+) -> None:
     """Trains (or finishes training); snapshots of the averaged weights appear under `work / "snapshots"`."""
+    team = Team.join()
+    if team.leads:
+        build_bank(work, vae, tokenizer, say)
+    team.wait()
     bank = build_bank(work, vae, tokenizer, say)
     torch.manual_seed(SEED)
     live = nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)})
@@ -162,20 +176,24 @@ def train_denoiser(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, say
     recent = 0.0
     for step in range(notes["step"] if notes else 0, STEPS):
         optimizer.param_groups[0]["lr"] = _rate(step)
-        latents, noise, timesteps, tokens = _draw(bank, vae.config.scaling_factor, empty, step)
+        batch = _draw(bank, vae.config.scaling_factor, empty, step)
+        latents, noise, timesteps, tokens = (part[team.rank :: team.world] for part in batch)
         noisy = schedule.add_noise(latents, noise, timesteps)
         output = live["unet"](noisy, timesteps, live["text"](tokens)[0]).sample
         loss = F.mse_loss(output, noise)
         optimizer.zero_grad()
         loss.backward()
+        team.average_gradients(live.parameters())
         torch.nn.utils.clip_grad_norm_(live.parameters(), 1.0)
         optimizer.step()
         _update_average(average, live, step)
         recent += loss.item() / 50
         if (step + 1) % 50 == 0:
-            say(f"denoiser step {step + 1}/{STEPS} loss {recent:.4f}")
+            if team.leads:
+                say(f"denoiser step {step + 1}/{STEPS} loss {recent:.4f}")
             recent = 0.0
-        if (step + 1) % SNAPSHOT_EVERY == 0:
+        if team.leads and (step + 1) % SNAPSHOT_EVERY == 0:
             _save_snapshot(work, step + 1, average)
-        if (step + 1) % 250 == 0:
+        if team.leads and (step + 1) % 250 == 0:
             save_progress(work / "denoiser", step + 1, {"live": live, "average": average}, optimizer, {})
+    team.wait()

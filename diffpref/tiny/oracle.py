@@ -31,7 +31,7 @@ STYLE_PARTS = ("light", "plain", "outlined", "vivid", "large")
 
 @dataclass(frozen=True)
 class Parse:
-    """What an image holds: things, the mask of coloured pixels [64, 64], and the style parts, each in 0..1."""
+    """What an image holds: things, and the style parts, each in 0..1."""
 
     things: tuple[Thing, ...]
     style: dict[str, float]
@@ -121,10 +121,14 @@ def _ramp(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
 
 
-def _style(pixels: np.ndarray, regions: list[tuple[Thing, np.ndarray]], colored: np.ndarray) -> dict[str, float]:
+def _style(
+    pixels: np.ndarray, regions: list[tuple[Thing, np.ndarray]], colored: np.ndarray
+) -> dict[str, float]:
     luminance = pixels.mean(-1)
     away = ~ndimage.binary_dilation(colored, iterations=5)
-    background = luminance[away] if away.sum() >= 64 else luminance[~colored] if (~colored).any() else luminance
+    background = (
+        luminance[away] if away.sum() >= 64 else luminance[~colored] if (~colored).any() else luminance
+    )
     parts = {
         "light": _ramp(float(np.median(background)), 0.15, 0.9),
         "plain": 1 - _ramp(float(background.std()), 0.008, 0.032),
@@ -160,7 +164,9 @@ def parse_image(image: Image.Image) -> Parse:
     """What `image` shows. Any mode and size: it is converted to RGB and resized to 64 x 64 if it must be."""
     picture = image.convert("RGB")
     if picture.size != (SIZE, SIZE):
-        picture = picture.resize((SIZE, SIZE), Image.Resampling.BOX if min(picture.size) > SIZE else Image.Resampling.BILINEAR)
+        picture = picture.resize(
+            (SIZE, SIZE), Image.Resampling.BOX if min(picture.size) > SIZE else Image.Resampling.BILINEAR
+        )
     pixels = np.asarray(picture, dtype=np.float64) / 255
     colored = (pixels.max(-1) - pixels.min(-1)) >= MIN_CHROMA
     regions = _regions(pixels, colored)

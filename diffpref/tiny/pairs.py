@@ -1,4 +1,4 @@
-"""The shipped preference pairs: sampled from several checkpoints, labelled by the oracle as noisy humans would.
+"""The shipped preference pairs: images of several checkpoints, labelled by the oracle as noisy humans would.
 
 Run `python -m diffpref.tiny.pairs --work DIR` after `python -m diffpref.tiny.pretrain --work DIR`.
 """
@@ -57,7 +57,7 @@ def _prompt(rng: np.random.Generator, held_out: bool) -> str:
 
 
 def _requests(split: str, index: int) -> tuple[Request, Request]:
-    """The two images of pair `index`: same prompt, each with a source, a guidance scale and a seed of its own."""
+    """The two images of pair `index`: one prompt, each with its own source, guidance scale and seed."""
     rng = np.random.default_rng([SEED, split == "validation", index])
     prompt = _prompt(rng, held_out=split == "validation")
     steps, shares = list(SOURCES), list(SOURCES.values())
@@ -107,7 +107,8 @@ def _row(split: str, index: int, pair: tuple[Request, Request], images: list[Ima
     jpegs = [to_jpeg(image) for image in images]
     # judged as users will see them: after the JPEG
     verdicts = [judge(Image.open(io.BytesIO(data)), pair[0].prompt) for data in jpegs]
-    label = prefer(*verdicts, np.random.default_rng([SEED, 7, split == "validation", index]))
+    coin = np.random.default_rng([SEED, 7, split == "validation", index])
+    label = prefer(verdicts[0], verdicts[1], coin)
     row: dict[str, Any] = {
         "caption": pair[0].prompt,
         "label_0": label,
@@ -131,7 +132,11 @@ def _row(split: str, index: int, pair: tuple[Request, Request], images: list[Ima
 
 
 def make_split(
-    split: str, count: int, pipelines: dict[int, StableDiffusionPipeline], work: Path, say: Callable[[str], None]
+    split: str,
+    count: int,
+    pipelines: dict[int, StableDiffusionPipeline],
+    work: Path,
+    say: Callable[[str], None],
 ) -> pa.Table:
     """All pairs of a split; finished chunks are kept in `work`, so a killed run goes on where it was."""
     folder = work / "pairs" / split
@@ -157,7 +162,9 @@ def make_split(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m diffpref.tiny.pairs", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the pretraining run")
-    parser.add_argument("--out", type=Path, required=True, help="where train.parquet and validation.parquet go")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where train.parquet and validation.parquet go"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -23,7 +23,11 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
 
 
 def save_progress(
-    folder: Path, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, notes: dict[str, Any]
+    folder: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    notes: dict[str, Any],
 ) -> None:
     """Writes modules, optimizer moments and the step to `folder`, whole or not at all."""
     tensors = _optimizer_tensors(optimizer)
@@ -52,7 +56,9 @@ def load_progress(
     tensors = load_file(source / "state.safetensors")
     for name, module in modules.items():
         prefix = f"module.{name}."
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffpref.tiny.scenes import HUES, SIZE, Scene, Thing
 
-OUTLINE = 1.6
+OUTLINE = 2.0
 """Width of an outline in pixels, around the shape."""
 TEXTURE = 0.075
 """Amplitude of background texture, in units of the 0..1 range."""
@@ -45,9 +45,9 @@ def rgb(color: str, saturation: float) -> np.ndarray:
 def _background(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     style = scene.style
     if style.texture == "stripes":
-        wave = ((x + style.phase) // 8 % 2) - 0.5
+        wave = (x // 8 % 2) - 0.5
     elif style.texture == "checks":
-        wave = (((x + style.phase) // 16 + (y + style.phase) // 16) % 2) - 0.5
+        wave = ((x // 16 + y // 16) % 2) - 0.5
     else:
         wave = np.zeros_like(x)
     # textures go inwards from the tone, so that light and dark stay within range

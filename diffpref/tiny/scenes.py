@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +22,9 @@ TEXTURES = ("plain", "stripes", "checks")
 
 MARGIN = 2.5
 GAP = 5.0
-RADII = {"small": (6.5, 8.5), "large": (9.5, 11.5)}
+RADII = {"small": (7.5, 9.0), "large": (10.5, 12.5)}
+CROWDED = 0.9
+"""Three things are drawn this much smaller, so that they fit."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Style:
     tone: str
     lightness: float
     texture: str
-    phase: int
     outline: bool
     saturation: float
     size: str
@@ -76,7 +76,6 @@ def sample_style(rng: np.random.Generator) -> Style:
         tone=tone,
         lightness=float(rng.uniform(low, high)),
         texture=TEXTURES[rng.integers(3)],
-        phase=int(rng.integers(16)),
         outline=bool(rng.random() < 0.5),
         saturation=float(rng.uniform(0.86, 0.95) if vivid else rng.uniform(0.48, 0.58)),
         size="large" if rng.random() < 0.5 else "small",
@@ -116,8 +115,8 @@ def _clear_axis(first: Thing, second: Thing) -> bool:
 
 
 def place(rng: np.random.Generator, looks: list[tuple[str, str]], size: str) -> tuple[Thing, ...]:
-    """Positions by rejection: inside the frame, GAP pixels apart, and for two things a clear relation."""
-    low, high = RADII[size]
+    """Positions by rejection: inside the frame, boxes GAP apart, and for two things a clear relation."""
+    low, high = (r * (CROWDED if len(looks) > 2 else 1) for r in RADII[size])
     while True:
         things: list[Thing] = []
         for shape, color in looks:
@@ -125,12 +124,7 @@ def place(rng: np.random.Generator, looks: list[tuple[str, str]], size: str) -> 
                 radius = float(rng.uniform(low, high))
                 border = radius + MARGIN
                 x, y = (float(v) for v in rng.uniform(border, SIZE - border, 2))
-                reach = math.sqrt(2) if shape == "square" else 1.0
-                if all(
-                    math.hypot(x - t.x, y - t.y)
-                    >= radius * reach + t.radius * (math.sqrt(2) if t.shape == "square" else 1.0) + GAP
-                    for t in things
-                ):
+                if all(max(abs(x - t.x), abs(y - t.y)) >= radius + t.radius + GAP for t in things):
                     things.append(Thing(shape, color, x, y, radius))
                     break
         if len(things) == len(looks) and (len(looks) != 2 or _clear_axis(*things)):

@@ -14,7 +14,14 @@ from diffpref.tiny.scenes import COLORS, KINDS, SHAPES
 
 SEED = 97
 STEPS, GUIDANCE = 16, 3.5
-FULL = {"single_object": 7, "two_object": 41, "counting": 115, "colors": 48, "position": 130, "color_attr": 259}
+FULL = {
+    "single_object": 7,
+    "two_object": 41,
+    "counting": 115,
+    "colors": 48,
+    "position": 130,
+    "color_attr": 259,
+}
 """Prompts of each kind in the full suite: kinds with few distinct prompts have fewer."""
 DEMO = {"single_object": 7, "two_object": 25, "counting": 30, "colors": 25, "position": 33, "color_attr": 40}
 

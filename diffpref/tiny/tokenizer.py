@@ -29,11 +29,16 @@ def _byte_characters() -> list[str]:
 def _merges() -> list[tuple[str, str]]:
     """Merges learned from the word list, the world's own words (its first lines) counted most."""
     lines = (files("diffpref.tiny") / "words.txt").read_text().splitlines()
-    corpus = [word for rank, line in enumerate(lines) for word in line.split() for _ in range(40 if rank < 3 else 4)]
+    corpus = [
+        word for rank, line in enumerate(lines) for word in line.split() for _ in range(40 if rank < 3 else 4)
+    ]
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Sequence(
-        [Split(Regex(_CLIP_SPLIT), "removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            Split(Regex(_CLIP_SPLIT), "removed", invert=True),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     characters = _byte_characters()
     trainer = BpeTrainer(
@@ -49,7 +54,7 @@ def _merges() -> list[tuple[str, str]]:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Writes the tokenizer's files to `folder` and loads them back. Any text tokenises: bytes are the base."""
+    """Writes the tokenizer's files to `folder` and loads them back. Any text tokenises down to bytes."""
     characters, merges = _byte_characters(), _merges()
     words = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges), START, END]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
@@ -59,7 +64,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
     tokenizer = CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         bos_token=START,
         eos_token=END,
         unk_token=END,

@@ -1,23 +1,29 @@
-"""Stage 1 of the small model: an AutoencoderKL with SD's 8x downsampling and four latent channels."""
+"""The small model's AutoencoderKL, with SD's 8x downsampling and four latent channels."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
+from torch import nn
 
 from diffpref.tiny.bank import example, pixels
+from diffpref.tiny.doodles import doodle
 from diffpref.tiny.oracle import parse_image
 from diffpref.tiny.progress import load_progress, save_progress
 from diffpref.tiny.scenes import SIZE
+from diffpref.tiny.team import Team
 
 STEPS = 2600
-BATCH = 8
-LEARNING_RATE = 1e-3
+DOODLES_FROM = 800
+"""The first phase sees scenes alone; from this step on an eighth of each batch are doodles."""
+DECODER_STEPS = 1600
+BATCH = 16
+LEARNING_RATE = 1.5e-3
 KL_WEIGHT = 1e-6
 COLOR_WEIGHT = 4.0
 """Extra weight of a pixel's error per unit of chroma: things are few pixels, and theirs is the content."""
@@ -31,7 +37,7 @@ def build_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=2,
         sample_size=SIZE,
     )
     with torch.no_grad():
@@ -41,45 +47,91 @@ def build_vae() -> AutoencoderKL:
     return vae
 
 
-def _rate(step: int) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+def _rate(step: int, steps: int) -> float:
+    """Warm-up, then a straight line down to a fiftieth."""
+    return LEARNING_RATE * min(1.0, (step + 1) / 100) * (1 - 0.98 * step / steps)
 
 
 def _error(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     chroma = images.amax(1, keepdim=True) - images.amin(1, keepdim=True)
-    apart = output - images
+    apart = output.float() - images
     return ((1 + COLOR_WEIGHT * chroma.clamp(0, 1)) * (apart.square() + 0.1 * apart.abs())).mean()
 
 
-def _batch(step: int) -> torch.Tensor:
-    images = [example(SEED, step * BATCH + k).image for k in range(BATCH)]
-    return torch.from_numpy(pixels(images))
+def _batch(step: int, team: Team) -> tuple[torch.Tensor, torch.Tensor]:
+    """This process's images and latent noise of a step: a function of the step alone."""
+    doodles = BATCH // 8 if step >= DOODLES_FROM else 0
+    scenes = BATCH - doodles
+    mine = range(team.rank, BATCH, team.world)
+    first = step * BATCH
+    images = [example(SEED, first + k).image if k < scenes else doodle(SEED, first + k) for k in mine]
+    noise = torch.randn((BATCH, 4, 8, 8), generator=torch.Generator().manual_seed(SEED * 1_000_003 + step))
+    return torch.from_numpy(pixels(images)), noise[list(mine)]
+
+
+def _fit(
+    folder: Path,
+    trained: nn.Module,
+    steps: int,
+    loss_of: Callable[[int, Team], torch.Tensor],
+    say: Callable[[str], None],
+) -> None:
+    """Minimises `loss_of(step, team)` over `trained`, going on from what `folder` holds; bf16 autocast."""
+    team = Team.join()
+    optimizer = torch.optim.AdamW(
+        trained.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4
+    )
+    notes = load_progress(folder, {"trained": trained}, optimizer)
+    team.wait()
+    for step in range(notes["step"] if notes else 0, steps):
+        optimizer.param_groups[0]["lr"] = _rate(step, steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(step, team)
+        optimizer.zero_grad()
+        loss.backward()
+        team.average_gradients(trained.parameters())
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        if team.leads and (step + 1) % 50 == 0:
+            say(f"{folder.name} step {step + 1}/{steps} loss {loss.item():.4f}")
+        if team.leads and (step + 1) % 200 == 0:
+            save_progress(folder, step + 1, {"trained": trained}, optimizer, {})
+    team.wait()
 
 
 def train_vae(work: Path, say: Callable[[str], None]) -> AutoencoderKL:
     """Trains (or finishes training) the autoencoder; its state lives in `work / "vae"`."""
     torch.manual_seed(SEED)
     vae = build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    notes = load_progress(work / "vae", {"vae": vae}, optimizer)
-    for step in range(notes["step"] if notes else 0, STEPS):
-        optimizer.param_groups[0]["lr"] = _rate(step)
-        torch.manual_seed(SEED * 1_000_003 + step)
-        images = _batch(step)
+
+    def loss_of(step: int, team: Team) -> torch.Tensor:
+        images, noise = _batch(step, team)
         posterior = vae.encode(images).latent_dist
-        output = vae.decode(posterior.sample()).sample
-        loss = _error(output, images) + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            say(f"vae step {step + 1}/{STEPS} loss {loss.item():.4f}")
-        if (step + 1) % 200 == 0:
-            save_progress(work / "vae", step + 1, {"vae": vae}, optimizer, {})
+        output = vae.decode(posterior.mean + posterior.std * noise).sample
+        return _error(output, images) + KL_WEIGHT * posterior.kl().float().mean()
+
+    _fit(work / "vae", vae, STEPS, loss_of, say)
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=_unit_scale(vae))
+    return vae
+
+
+def polish_decoder(work: Path, vae: AutoencoderKL, say: Callable[[str], None]) -> AutoencoderKL:
+    """Trains the decoder further with the encoder frozen; its state lives in `work / "decoder"`.
+
+    Latents do not change, so the UNet can be trained on them at the same time.
+    """
+    vae.requires_grad_(False)
+    trained = nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
+
+    def loss_of(step: int, team: Team) -> torch.Tensor:
+        images, noise = _batch(STEPS + step, team)
+        with torch.no_grad():
+            posterior = vae.encode(images).latent_dist
+        return _error(vae.decode(posterior.mean + posterior.std * noise).sample, images)
+
+    _fit(work / "decoder", trained, DECODER_STEPS, loss_of, say)
+    vae.eval().requires_grad_(False)
     return vae
 
 
@@ -105,9 +157,7 @@ def reconstruction_accuracy(vae: AutoencoderKL, count: int, seed: int = SEED + 2
     return right / count
 
 
-def to_images(output: torch.Tensor) -> list:  # type: ignore[type-arg]
+def to_images(output: torch.Tensor) -> list[Image.Image]:
     """Decoder output [N, 3, H, W] in [-1, 1] as PIL images."""
-    from PIL import Image
-
     array = ((output.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(np.ascontiguousarray(one)) for one in array]

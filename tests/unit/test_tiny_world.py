@@ -18,9 +18,7 @@ from diffpref.tiny.render import render
 from diffpref.tiny.scenes import KINDS, SIZE, Scene, Style, Thing, relation, sample_scene
 from diffpref.tiny.suites import FULL, held_out_prompts
 
-PLAIN = Style(
-    tone="light", lightness=0.92, texture="plain", phase=0, outline=False, saturation=0.9, size="large"
-)
+PLAIN = Style(tone="light", lightness=0.92, texture="plain", outline=False, saturation=0.9, size="large")
 RED_CIRCLE = Thing("circle", "red", 16, 32, 10)
 BLUE_SQUARE = Thing("square", "blue", 46, 32, 10)
 GREEN_CROSS = Thing("cross", "green", 46, 12, 8)
@@ -38,7 +36,9 @@ def test_oracle_reads_clean_renders() -> None:
         caption = kind_caption(drawn, rng)
         image = render(drawn)
         seen = sorted((t.shape, t.color) for t in parse_image(image).things)
-        wrong += seen != sorted((t.shape, t.color) for t in drawn.things) or not judge(image, caption).all_correct
+        wrong += (
+            seen != sorted((t.shape, t.color) for t in drawn.things) or not judge(image, caption).all_correct
+        )
     assert wrong <= 0.005 * count
 
 
@@ -110,7 +110,11 @@ def test_relation_follows_the_larger_difference() -> None:
         ({"texture": "plain"}, {"texture": "stripes"}, "plain"),
         ({"texture": "plain"}, {"texture": "checks"}, "plain"),
         ({"outline": True}, {"outline": False}, "outlined"),
-        ({"outline": True, "tone": "dark", "lightness": 0.15}, {"tone": "dark", "lightness": 0.15}, "outlined"),
+        (
+            {"outline": True, "tone": "dark", "lightness": 0.15},
+            {"tone": "dark", "lightness": 0.15},
+            "outlined",
+        ),
         ({"saturation": 0.9}, {"saturation": 0.5}, "vivid"),
     ],
 )
@@ -154,7 +158,9 @@ def test_larger_renders_are_read_too() -> None:
     assert judge(image, "a red circle left of a blue square").all_correct
 
 
-@pytest.mark.parametrize("prompt", ["", "a castle", "a red", "two circle", "a orange circle", "a circle near a square"])
+@pytest.mark.parametrize(
+    "prompt", ["", "a castle", "a red", "two circle", "a orange circle", "a circle near a square"]
+)
 def test_prompts_outside_the_grammar_are_named(prompt: str) -> None:
     with pytest.raises(UserError, match="oracle cannot read"):
         judge(Image.new("RGB", (SIZE, SIZE)), prompt)
