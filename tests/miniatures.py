@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -83,6 +85,23 @@ def diffpref(*arguments: Any, **environ: str) -> subprocess.CompletedProcess[str
     """Run the real command line and return what it printed."""
     command = [sys.executable, "-m", "diffpref", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment(**environ), timeout=300, check=False)
+
+
+def diffpref_here(*arguments: Any) -> tuple[int, str]:
+    """The same entry point within this process, which spares the imports: (exit code, what stderr would show)."""
+    from diffpref.cli import main
+
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    logger = logging.getLogger("diffpref")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stderr(shown):
+            code = main([*map(str, arguments)])
+    finally:
+        logger.removeHandler(handler)
+    return code, shown.getvalue()
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

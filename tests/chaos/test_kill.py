@@ -1,0 +1,68 @@
+"""`kill -9` at random moments, saves included: resuming ends in the bits of the run that was never killed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import torch
+from safetensors.torch import load_file
+
+from diffpref.families.miniature import stable_diffusion
+from tests.miniatures import config, diffpref, environment, metrics, rows, write_config, write_pairs
+
+KILLS = 10
+STEPS = 60
+CHANGES = {
+    "train__steps": STEPS, "train__batch_size": 2, "train__ema_decay": 0.9, "log__every": 7,
+    "checkpoint__every": 1, "checkpoint__keep": 1, "data__prompt_dropout": 0.1,
+}  # fmt: skip
+
+
+def test_killed_ten_times_equals_never_killed(tmp_path):
+    model = stable_diffusion(tmp_path / "model")
+    pairs = write_pairs(tmp_path / "pairs.parquet", rows(300))
+    whole = diffpref("train", write_config(tmp_path / "whole.toml", config(model, pairs, tmp_path / "whole", **CHANGES)))
+    assert whole.returncode == 0, whole.stderr
+    path = write_config(tmp_path / "killed.toml", config(model, pairs, tmp_path / "killed", **CHANGES))
+    moments = random.Random(20)
+    folder, kills, reached = tmp_path / "killed", 0, 0
+    while kills < KILLS:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "diffpref", "train", str(path)],
+            env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        # the first kills hit the cache, the others the steps and their saves, which take most of the time here
+        watched = folder / ("cache" if kills < 2 else "checkpoints")
+        before = newest(watched)
+        while process.poll() is None and newest(watched) == before:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.08))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        reached = max([reached, *(int(p.name[5:]) for p in folder.glob("checkpoints/step-*"))])
+    assert kills >= 8, f"the run ended after {kills} kills: make it longer"
+    assert reached > 0
+    done = diffpref("train", path)
+    assert done.returncode == 0, done.stderr
+    assert metrics(folder) == metrics(tmp_path / "whole")
+    for file in (
+        "model/unet/diffusion_pytorch_model.safetensors",
+        f"checkpoints/step-{STEPS}/weights.safetensors",
+        f"checkpoints/step-{STEPS}/optimizer.safetensors",
+        f"checkpoints/step-{STEPS}/average.safetensors",
+    ):
+        ours, theirs = load_file(folder / file), load_file(tmp_path / "whole" / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"step-{STEPS}"]
+
+
+def newest(folder):
+    """What the folder holds just now: it changes with every file that is finished."""
+    return sorted(str(path) for path in folder.rglob("*")) if folder.exists() else []
