@@ -1,7 +1,6 @@
 """The small model's card: `python -m diffpref.tiny.card --work DIR` measures and prints it.
 
-Draws the suite `tiny` (600 held-out prompts) with the shipped base into DIR, judges it with the oracle,
-and prints sizes, training steps and the score of each kind with its interval; `--write` keeps it beside the model.
+Draws the suite `tiny` (600 held-out prompts) with the shipped base into DIR, judges it, and prints sizes, training steps and the score of each kind with its interval; `--write` keeps it beside the model.
 """
 
 from __future__ import annotations
@@ -68,13 +67,14 @@ def card(work: Path) -> str:
             "",
             "A Stable Diffusion of coloured shapes, 64 x 64 pixels, trained from scratch by",
             "`python -m diffpref.tiny.pretrain` on rendered scenes. Loads with",
-            "`diffusers.StableDiffusionPipeline.from_pretrained`. It is imperfect on purpose: something to align.",
+            "`diffusers.StableDiffusionPipeline.from_pretrained`. It is imperfect on purpose.",
             "",
             *_sizes(),
             "",
-            f"Autoencoder: {vae.STEPS} steps of {vae.BATCH} images, then its decoder alone for "
-            f"{vae.DECODER_STEPS}. UNet and text encoder: {BASE_STEP} steps of {denoiser.BATCH} images, moving "
-            f"average of the weights. The preference pairs also hold images of steps {later} of the same run.",
+            f"Autoencoder: {vae.STEPS} steps of {vae.BATCH} images, {vae.SHARPEN_STEPS} for its edges, "
+            f"{vae.DECODER_STEPS} of its decoder alone. UNet and text encoder: {BASE_STEP} steps of "
+            f"{denoiser.BATCH} images, moving average of the weights. The preference pairs also hold images "
+            f"of steps {later} of the same run.",
             "",
             "Oracle on the suite `tiny` (held-out prompts, DDIM, one seed; Wilson intervals):",
             "",

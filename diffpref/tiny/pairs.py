@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffpref.tiny.grammar import is_held_out, kind_caption
 from diffpref.tiny.oracle import Judgement, judge
-from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEPS, assemble, load_stages, say
+from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEPS, assemble, load_tokenizer, load_vae, say
 from diffpref.tiny.scenes import KINDS, sample_scene
 
 TRAIN_PAIRS, VALIDATION_PAIRS = 3_200, 320
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    vae, tokenizer = load_stages(options.work)
+    vae, tokenizer = load_vae(options.work), load_tokenizer(options.work)
     pipelines = {step: assemble(options.work, step, vae, tokenizer) for step in SOURCES}
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)

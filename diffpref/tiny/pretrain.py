@@ -1,7 +1,7 @@
 """Trains the small Stable Diffusion from scratch and writes the base pipeline.
 
-`python -m diffpref.tiny.pretrain --work DIR --out DIR` runs all stages: tokenizer and autoencoder, the
-decoder alone, UNet with text encoder. Each stage is resumable: run the same command again after a stop.
+`python -m diffpref.tiny.pretrain --work DIR --out DIR` runs all stages: tokenizer and autoencoder,
+then UNet with text encoder. Each stage is resumable: run the same command again after a stop.
 On two cores, `torchrun --nproc_per_node 2 -m diffpref.tiny.pretrain ... --threads 1` is twice as fast.
 """
 
@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from diffpref.tiny.denoiser import load_snapshot, noise_schedule, train_denoiser
 from diffpref.tiny.team import Team
 from diffpref.tiny.tokenizer import build_tokenizer
-from diffpref.tiny.vae import polish_decoder, train_vae
+from diffpref.tiny.vae import polish_decoder, sharpen_vae, train_vae
 
 BASE_STEP = 2_000
 """The checkpoint that is shipped as the base: imperfect on purpose."""
@@ -34,11 +34,15 @@ def say(message: str) -> None:
     print(f"{time.monotonic() - _started:7.0f} s  {message}", flush=True)
 
 
-def load_stages(work: Path, name: str = "vae") -> tuple[AutoencoderKL, CLIPTokenizer]:
-    """The finished autoencoder ("vae", or "vae-encoder" before its decoder was polished) and the tokenizer."""
-    vae = AutoencoderKL.from_pretrained(work / "stages" / name)
+def load_vae(work: Path, stage: str = "vae") -> AutoencoderKL:
+    """The finished autoencoder, or what an earlier phase left ("vae-first", "vae-second")."""
+    vae = AutoencoderKL.from_pretrained(work / "stages" / stage)
     vae.eval().requires_grad_(False)
-    return vae, CLIPTokenizer.from_pretrained(work / "stages" / "tokenizer")
+    return vae
+
+
+def load_tokenizer(work: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(work / "stages" / "tokenizer")
 
 
 def _stage(work: Path, name: str, make: Callable[[Path], object]) -> None:
@@ -55,22 +59,29 @@ def _stage(work: Path, name: str, make: Callable[[Path], object]) -> None:
     Team.join().wait()
 
 
+def _sharpen(work: Path, folder: Path) -> None:
+    sharpen_vae(work, load_vae(work, "vae-first"), say).save_pretrained(folder)
+
+
+def _polish(work: Path, folder: Path) -> None:
+    polish_decoder(work, load_vae(work, "vae-second"), say).save_pretrained(folder)
+
+
 def train_autoencoder(work: Path) -> None:
-    """Stages 1 and 2: the tokenizer, and the autoencoder whose latents everything else is trained on."""
+    """The tokenizer, and the autoencoder up to where its latents are final."""
     _stage(work, "tokenizer", build_tokenizer)
-    _stage(work, "vae-encoder", lambda folder: train_vae(work, say).save_pretrained(folder))
+    _stage(work, "vae-first", lambda folder: train_vae(work, say).save_pretrained(folder))
+    _stage(work, "vae-second", lambda folder: _sharpen(work, folder))
 
 
 def polish(work: Path) -> None:
-    """Stage 3: the decoder alone; independent of stage 4."""
-    vae, _ = load_stages(work, "vae-encoder")
-    _stage(work, "vae", lambda folder: polish_decoder(work, vae, say).save_pretrained(folder))
+    """The autoencoder's decoder alone; independent of `train_unet`."""
+    _stage(work, "vae", lambda folder: _polish(work, folder))
 
 
 def train_unet(work: Path) -> None:
-    """Stage 4: UNet and text encoder; independent of stage 3."""
-    vae, tokenizer = load_stages(work, "vae-encoder")
-    train_denoiser(work, vae, tokenizer, say)
+    """UNet and text encoder, on the autoencoder's latents."""
+    train_denoiser(work, load_vae(work, "vae-second"), load_tokenizer(work), say)
 
 
 def assemble(work: Path, step: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -93,8 +104,7 @@ def export(work: Path, out: Path) -> None:
 
     The text encoder stays fp32: transformers would otherwise load it as fp16 beside an fp32 UNet.
     """
-    vae, tokenizer = load_stages(work)
-    pipeline = assemble(work, BASE_STEP, vae, tokenizer)
+    pipeline = assemble(work, BASE_STEP, load_vae(work), load_tokenizer(work))
     pipeline.unet.half()
     pipeline.vae.half()
     pipeline.save_pretrained(out, safe_serialization=True)

@@ -21,12 +21,15 @@ from diffpref.tiny.team import Team
 STEPS = 2600
 DOODLES_FROM = 800
 """The first phase sees scenes alone; from this step on an eighth of each batch are doodles."""
-DECODER_STEPS = 1600
+SHARPEN_STEPS = 1800
+"""The second phase: scenes alone again, with a term for edges, on which the names of shapes depend."""
+DECODER_STEPS = 2600
 BATCH = 16
 LEARNING_RATE = 1.5e-3
 KL_WEIGHT = 1e-6
 COLOR_WEIGHT = 4.0
 """Extra weight of a pixel's error per unit of chroma: things are few pixels, and theirs is the content."""
+EDGE_WEIGHT = 0.3
 SEED = 11
 
 
@@ -58,9 +61,15 @@ def _error(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return ((1 + COLOR_WEIGHT * chroma.clamp(0, 1)) * (apart.square() + 0.1 * apart.abs())).mean()
 
 
+def _edge_error(output: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the differences between neighbouring pixels."""
+    apart = output.float() - images
+    return apart.diff(dim=2).abs().mean() + apart.diff(dim=3).abs().mean()
+
+
 def _batch(step: int, team: Team) -> tuple[torch.Tensor, torch.Tensor]:
     """This process's images and latent noise of a step: a function of the step alone."""
-    doodles = BATCH // 8 if step >= DOODLES_FROM else 0
+    doodles = BATCH // 8 if DOODLES_FROM <= step < STEPS else 0
     scenes = BATCH - doodles
     mine = range(team.rank, BATCH, team.world)
     first = step * BATCH
@@ -100,7 +109,7 @@ def _fit(
 
 
 def train_vae(work: Path, say: Callable[[str], None]) -> AutoencoderKL:
-    """Trains (or finishes training) the autoencoder; its state lives in `work / "vae"`."""
+    """The first phase of training, or the rest of it; its state lives in `work / "vae"`."""
     torch.manual_seed(SEED)
     vae = build_vae()
 
@@ -111,24 +120,39 @@ def train_vae(work: Path, say: Callable[[str], None]) -> AutoencoderKL:
         return _error(output, images) + KL_WEIGHT * posterior.kl().float().mean()
 
     _fit(work / "vae", vae, STEPS, loss_of, say)
+    return vae
+
+
+def sharpen_vae(work: Path, vae: AutoencoderKL, say: Callable[[str], None]) -> AutoencoderKL:
+    """The second phase of training; its state lives in `work / "sharpen"`."""
+    vae.train().requires_grad_(True)
+
+    def loss_of(step: int, team: Team) -> torch.Tensor:
+        images, noise = _batch(STEPS + step, team)
+        posterior = vae.encode(images).latent_dist
+        output = vae.decode(posterior.mean + posterior.std * noise).sample
+        kl = KL_WEIGHT * posterior.kl().float().mean()
+        return _error(output, images) + EDGE_WEIGHT * _edge_error(output, images) + kl
+
+    _fit(work / "sharpen", vae, SHARPEN_STEPS, loss_of, say)
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=_unit_scale(vae))
     return vae
 
 
 def polish_decoder(work: Path, vae: AutoencoderKL, say: Callable[[str], None]) -> AutoencoderKL:
-    """Trains the decoder further with the encoder frozen; its state lives in `work / "decoder"`.
+    """The last phase: the decoder alone. Latents stay, so a UNet can be trained on them at the same time.
 
-    Latents do not change, so the UNet can be trained on them at the same time.
+    Its state lives in `work / "decoder"`.
     """
-    vae.requires_grad_(False)
-    trained = nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
+    trained = nn.ModuleList([vae.decoder, vae.post_quant_conv]).train().requires_grad_(True)
 
     def loss_of(step: int, team: Team) -> torch.Tensor:
-        images, noise = _batch(STEPS + step, team)
+        images, noise = _batch(STEPS + SHARPEN_STEPS + step, team)
         with torch.no_grad():
             posterior = vae.encode(images).latent_dist
-        return _error(vae.decode(posterior.mean + posterior.std * noise).sample, images)
+        output = vae.decode(posterior.mean + posterior.std * noise).sample
+        return _error(output, images) + EDGE_WEIGHT * _edge_error(output, images)
 
     _fit(work / "decoder", trained, DECODER_STEPS, loss_of, say)
     vae.eval().requires_grad_(False)
