@@ -69,10 +69,10 @@ def _main_table(base: ScoredFolder, base_values: np.ndarray, groups: dict[str, l
             _mean(group, "loser_gain"),
         ]
         lines[-1].append(_duration(float(np.mean([item.row["training_seconds"] for item in group]))))
-    prompts, images = len(base_values), len(base.rows)
+    suite, prompts, images = base.manifest["suite"]["name"], len(base_values), len(base.rows)
     note = (
-        f"Suite {base.manifest['suite']['name']}, {prompts} prompts, {images} images a model. In brackets: 95 % "
-        "bootstrap interval over prompts; for a setting the difference to base, then its interval."
+        f"Suite {suite}, {prompts} prompts, {images} images a model. In brackets: 95 % bootstrap interval "
+        "over prompts; for a setting the difference to base, then its interval."
     )
     return f"{_markdown(head, lines)}\n\n{note}"
 
@@ -117,7 +117,7 @@ def _compared(base: ScoredFolder, values: np.ndarray, other: np.ndarray) -> list
 def _rate(base: ScoredFolder, group: Sequence[Finished], other: np.ndarray) -> str:
     direction = 1.0 if base.columns[base.metrics[0]].higher_is_better else -1.0
     outcomes = win_rate(group, other, 0, direction)
-    ends = stats.bootstrap_means(outcomes)
+    ends = stats.bootstrap_means(outcomes).tolist()
     return f"{show.number(float(outcomes.mean()), True)} ({show.interval(ends, True)})"
 
 
