@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffpref.tiny.grammar import PREFIXES, describe, is_held_out, kind_caption
 from diffpref.tiny.render import render
-from diffpref.tiny.scenes import Scene, sample_scene
+from diffpref.tiny.scenes import SHAPES, Scene, sample_scene
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Example:
         return render(self.scene)
 
 
-def example(seed: int, index: int) -> Example:
+def example(seed: int, index: int, shapes: tuple[str, ...] = SHAPES) -> Example:
     """Training example number `index`; neither caption is ever a held-out prompt."""
     rng = np.random.default_rng([seed, index])
     while True:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, shapes=shapes)
         brief = kind_caption(scene, rng)
         prefix = PREFIXES[rng.integers(len(PREFIXES))] if rng.random() < 0.5 else ""
         full = prefix + describe(scene.things)

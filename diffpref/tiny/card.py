@@ -1,6 +1,7 @@
 """The small model's card: `python -m diffpref.tiny.card --work DIR` measures and prints it.
 
-Draws the suite `tiny` (600 held-out prompts) with the shipped base into DIR, judges it, and prints sizes, training steps and the score of each kind with its interval; `--write` keeps it beside the model.
+Draws the suite `tiny` (600 held-out prompts) with the shipped base into DIR, judges it, and prints
+sizes, training steps and the score of each kind with its interval; `--write` keeps it beside the model.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def card(work: Path) -> str:
             "",
             *_sizes(),
             "",
-            f"Autoencoder: {vae.STEPS} steps of {vae.BATCH} images, {vae.SHARPEN_STEPS} for its edges, "
-            f"{vae.DECODER_STEPS} of its decoder alone. UNet and text encoder: {BASE_STEP} steps of "
+            f"Autoencoder: {vae.STEPS} steps of {vae.BATCH} images, then {vae.SHARPEN_STEPS} and "
+            f"{vae.REFINE_STEPS} with a term for edges. UNet and text encoder: {BASE_STEP} steps of "
             f"{denoiser.BATCH} images, moving average of the weights. The preference pairs also hold images "
             f"of steps {later} of the same run.",
             "",

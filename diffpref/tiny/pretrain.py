@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from diffpref.tiny.denoiser import load_snapshot, noise_schedule, train_denoiser
 from diffpref.tiny.team import Team
 from diffpref.tiny.tokenizer import build_tokenizer
-from diffpref.tiny.vae import polish_decoder, sharpen_vae, train_vae
+from diffpref.tiny.vae import refine_vae, sharpen_vae, train_vae
 
 BASE_STEP = 2_000
 """The checkpoint that is shipped as the base: imperfect on purpose."""
@@ -63,25 +63,21 @@ def _sharpen(work: Path, folder: Path) -> None:
     sharpen_vae(work, load_vae(work, "vae-first"), say).save_pretrained(folder)
 
 
-def _polish(work: Path, folder: Path) -> None:
-    polish_decoder(work, load_vae(work, "vae-second"), say).save_pretrained(folder)
+def _refine(work: Path, folder: Path) -> None:
+    refine_vae(work, load_vae(work, "vae-second"), say).save_pretrained(folder)
 
 
 def train_autoencoder(work: Path) -> None:
-    """The tokenizer, and the autoencoder up to where its latents are final."""
+    """The tokenizer, and the autoencoder in its three phases."""
     _stage(work, "tokenizer", build_tokenizer)
     _stage(work, "vae-first", lambda folder: train_vae(work, say).save_pretrained(folder))
     _stage(work, "vae-second", lambda folder: _sharpen(work, folder))
-
-
-def polish(work: Path) -> None:
-    """The autoencoder's decoder alone; independent of `train_unet`."""
-    _stage(work, "vae", lambda folder: _polish(work, folder))
+    _stage(work, "vae", lambda folder: _refine(work, folder))
 
 
 def train_unet(work: Path) -> None:
     """UNet and text encoder, on the autoencoder's latents."""
-    train_denoiser(work, load_vae(work, "vae-second"), load_tokenizer(work), say)
+    train_denoiser(work, load_vae(work), load_tokenizer(work), say)
 
 
 def assemble(work: Path, step: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -110,7 +106,7 @@ def export(work: Path, out: Path) -> None:
     pipeline.save_pretrained(out, safe_serialization=True)
 
 
-STAGES = {"autoencoder": train_autoencoder, "decoder": polish, "unet": train_unet}
+STAGES = {"autoencoder": train_autoencoder, "unet": train_unet}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -122,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--stage",
         choices=(*STAGES, "export"),
-        help="only this one (decoder and unet can run side by side); default: all in turn",
+        help="only this one; default: all in turn",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; results differ in the last bits")
     options = parser.parse_args(arguments)

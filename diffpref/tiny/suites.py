@@ -14,22 +14,16 @@ from diffpref.tiny.scenes import COLORS, KINDS, SHAPES
 
 SEED = 97
 STEPS, GUIDANCE = 16, 3.5
-FULL = {
-    "single_object": 7,
-    "two_object": 41,
-    "counting": 115,
-    "colors": 48,
-    "position": 130,
-    "color_attr": 259,
-}
+FULL = dict(zip(KINDS, (5, 26, 94, 36, 180, 259), strict=True))
 """Prompts of each kind in the full suite: kinds with few distinct prompts have fewer."""
-DEMO = {"single_object": 7, "two_object": 25, "counting": 30, "colors": 25, "position": 33, "color_attr": 40}
+DEMO = dict(zip(KINDS, (5, 20, 30, 25, 40, 40), strict=True))
 
 
 def _contents(kind: str) -> list[str]:
     """Every prompt body of a kind."""
     nouns = [noun_text(1, None, shape) for shape in SHAPES]
     colored = [noun_text(1, color, shape) for color in COLORS for shape in SHAPES]
+    pairs = [(a, b) for a, b in product(colored, colored) if a.split()[1] != b.split()[1]]
     if kind == "single_object":
         return nouns
     if kind == "colors":
@@ -40,8 +34,9 @@ def _contents(kind: str) -> list[str]:
         return [listing([a, b]) for a, b in product(nouns, nouns) if a != b]
     if kind == "position":
         relations = ("left of", "right of", "above", "below")
-        return [f"{a} {r} {b}" for a, r, b in product(nouns, relations, nouns) if a != b]
-    return [listing([a, b]) for a, b in product(colored, colored) if a.split()[1] != b.split()[1]]
+        plain = [f"{a} {r} {b}" for a, r, b in product(nouns, relations, nouns) if a != b]
+        return plain + [f"{a} {r} {b}" for (a, b), r in product(pairs, relations)][::11]
+    return [listing(list(pair)) for pair in pairs]
 
 
 def held_out_prompts(kind: str) -> list[str]:

@@ -15,7 +15,7 @@ from diffpref.tiny.bank import example, pixels
 from diffpref.tiny.doodles import doodle
 from diffpref.tiny.oracle import parse_image
 from diffpref.tiny.progress import load_progress, save_progress
-from diffpref.tiny.scenes import SIZE
+from diffpref.tiny.scenes import DRAWABLE, SHAPES, SIZE
 from diffpref.tiny.team import Team
 
 STEPS = 2600
@@ -23,7 +23,7 @@ DOODLES_FROM = 800
 """The first phase sees scenes alone; from this step on an eighth of each batch are doodles."""
 SHARPEN_STEPS = 1800
 """The second phase: scenes alone again, with a term for edges, on which the names of shapes depend."""
-DECODER_STEPS = 2600
+REFINE_STEPS = 1200
 BATCH = 16
 LEARNING_RATE = 1.5e-3
 KL_WEIGHT = 1e-6
@@ -73,7 +73,8 @@ def _batch(step: int, team: Team) -> tuple[torch.Tensor, torch.Tensor]:
     scenes = BATCH - doodles
     mine = range(team.rank, BATCH, team.world)
     first = step * BATCH
-    images = [example(SEED, first + k).image if k < scenes else doodle(SEED, first + k) for k in mine]
+    shapes = DRAWABLE if step < STEPS + SHARPEN_STEPS else SHAPES
+    images = [example(SEED, first + k, shapes).image if k < scenes else doodle(SEED, first + k) for k in mine]
     noise = torch.randn((BATCH, 4, 8, 8), generator=torch.Generator().manual_seed(SEED * 1_000_003 + step))
     return torch.from_numpy(pixels(images)), noise[list(mine)]
 
@@ -125,37 +126,29 @@ def train_vae(work: Path, say: Callable[[str], None]) -> AutoencoderKL:
 
 def sharpen_vae(work: Path, vae: AutoencoderKL, say: Callable[[str], None]) -> AutoencoderKL:
     """The second phase of training; its state lives in `work / "sharpen"`."""
+    return _sharpen(work / "sharpen", vae, STEPS, SHARPEN_STEPS, EDGE_WEIGHT, say)
+
+
+def refine_vae(work: Path, vae: AutoencoderKL, say: Callable[[str], None]) -> AutoencoderKL:
+    """The third phase: as the second, on the world's own shapes; its state lives in `work / "refine"`."""
+    return _sharpen(work / "refine", vae, STEPS + SHARPEN_STEPS, REFINE_STEPS, 2 * EDGE_WEIGHT, say)
+
+
+def _sharpen(
+    folder: Path, vae: AutoencoderKL, first: int, steps: int, edges: float, say: Callable[[str], None]
+) -> AutoencoderKL:
     vae.train().requires_grad_(True)
 
     def loss_of(step: int, team: Team) -> torch.Tensor:
-        images, noise = _batch(STEPS + step, team)
+        images, noise = _batch(first + step, team)
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = KL_WEIGHT * posterior.kl().float().mean()
-        return _error(output, images) + EDGE_WEIGHT * _edge_error(output, images) + kl
+        return _error(output, images) + edges * _edge_error(output, images) + kl
 
-    _fit(work / "sharpen", vae, SHARPEN_STEPS, loss_of, say)
+    _fit(folder, vae, steps, loss_of, say)
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=_unit_scale(vae))
-    return vae
-
-
-def polish_decoder(work: Path, vae: AutoencoderKL, say: Callable[[str], None]) -> AutoencoderKL:
-    """The last phase: the decoder alone. Latents stay, so a UNet can be trained on them at the same time.
-
-    Its state lives in `work / "decoder"`.
-    """
-    trained = nn.ModuleList([vae.decoder, vae.post_quant_conv]).train().requires_grad_(True)
-
-    def loss_of(step: int, team: Team) -> torch.Tensor:
-        images, noise = _batch(STEPS + SHARPEN_STEPS + step, team)
-        with torch.no_grad():
-            posterior = vae.encode(images).latent_dist
-        output = vae.decode(posterior.mean + posterior.std * noise).sample
-        return _error(output, images) + EDGE_WEIGHT * _edge_error(output, images)
-
-    _fit(work / "decoder", trained, DECODER_STEPS, loss_of, say)
-    vae.eval().requires_grad_(False)
     return vae
 
 

@@ -21,7 +21,7 @@ from diffpref.tiny.suites import FULL, held_out_prompts
 PLAIN = Style(tone="light", lightness=0.92, texture="plain", outline=False, saturation=0.9, size="large")
 RED_CIRCLE = Thing("circle", "red", 16, 32, 10)
 BLUE_SQUARE = Thing("square", "blue", 46, 32, 10)
-GREEN_CROSS = Thing("cross", "green", 46, 12, 8)
+GREEN_DIAMOND = Thing("diamond", "green", 46, 12, 8)
 
 
 def scene(*things: Thing, **style: object) -> Scene:
@@ -87,11 +87,11 @@ def test_two_of_a_shape_share_a_count() -> None:
     ("things", "caption"),
     [
         ((), "nothing"),
-        ((GREEN_CROSS,), "a green cross"),
-        ((RED_CIRCLE, GREEN_CROSS), "a red circle left of a green cross"),
-        ((GREEN_CROSS, BLUE_SQUARE), "a green cross above a blue square"),
+        ((GREEN_DIAMOND,), "a green diamond"),
+        ((RED_CIRCLE, GREEN_DIAMOND), "a red circle left of a green diamond"),
+        ((GREEN_DIAMOND, BLUE_SQUARE), "a green diamond above a blue square"),
         ((RED_CIRCLE, Thing("circle", "red", 46, 32, 10)), "two red circles"),
-        ((RED_CIRCLE, GREEN_CROSS, BLUE_SQUARE), "a red circle, a green cross and a blue square"),
+        ((RED_CIRCLE, GREEN_DIAMOND, BLUE_SQUARE), "a red circle, a green diamond and a blue square"),
     ],
 )
 def test_captions_say_what_is_shown(things: tuple[Thing, ...], caption: str) -> None:
