@@ -18,14 +18,14 @@ from diffpref.tiny.bank import example, pixels
 from diffpref.tiny.progress import load_progress, save_progress
 from diffpref.tiny.team import Team
 
-STEPS = 3000
+STEPS = 2400
 BATCH = 48
 LEARNING_RATE = 1e-3
 WARMUP = 200
 EMA_DECAY = 0.999
 CAPTION_DROPOUT = 0.1
-EXAMPLES = 20_000
-SNAPSHOT_EVERY = 250
+EXAMPLES = 16_000
+SNAPSHOT_EVERY = 200
 SEED = 23
 WIDTH = 96
 
@@ -98,8 +98,8 @@ def build_bank(
         if (start + 100) % 2000 == 0:
             say(f"bank {start + 100}/{EXAMPLES}")
     bank = {
-        "mean": torch.cat(means),
-        "std": torch.cat(deviations),
+        "mean": torch.cat(means).contiguous(),
+        "std": torch.cat(deviations).contiguous(),
         "tokens": torch.cat(tokens).to(torch.int32),
     }
     staged = path.with_suffix(".staged")
@@ -194,6 +194,6 @@ def train_denoiser(
             recent = 0.0
         if team.leads and (step + 1) % SNAPSHOT_EVERY == 0:
             _save_snapshot(work, step + 1, average)
-        if team.leads and (step + 1) % 250 == 0:
+        if team.leads and (step + 1) % SNAPSHOT_EVERY == 0:
             save_progress(work / "denoiser", step + 1, {"live": live, "average": average}, optimizer, {})
     team.wait()
