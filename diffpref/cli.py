@@ -277,11 +277,12 @@ def _report_arguments(parser: Parser) -> None:
 
 def _report(values: argparse.Namespace, _: Any) -> None:
     from diffpref.reporting.report import write_report
+    from diffpref.reporting.tables import markdown_table
 
     candidates = [Path(folder) for group in values.candidate for folder in group]
     title = {"title": values.title} if values.title else {}
-    write_report(Path(values.baseline), candidates, Path(values.out), **title)
-    print(values.out)
+    numbers = write_report(Path(values.baseline), candidates, Path(values.out), **title)
+    print(f"{markdown_table(numbers)}\n\n{values.out}")
 
 
 def _check_arguments(parser: Parser) -> bool:
