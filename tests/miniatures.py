@@ -1,4 +1,5 @@
-"""Small real inputs for tests: preference pairs in Parquet, configs, and the command line in a process of its own."""
+"""Small real inputs for tests: preference pairs in Parquet, configs, and the command line in a process of
+its own."""
 
 from __future__ import annotations
 
@@ -84,11 +85,14 @@ def environment(**extra: str) -> dict[str, str]:
 def diffpref(*arguments: Any, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the real command line and return what it printed."""
     command = [sys.executable, "-m", "diffpref", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**environ), timeout=300, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(**environ), timeout=300, check=False
+    )
 
 
 def diffpref_here(*arguments: Any) -> tuple[int, str]:
-    """The same entry point within this process, which spares the imports: (exit code, what stderr would show)."""
+    """The same entry point within this process, which spares the imports: (exit code, what stderr would
+    show)."""
     from diffpref.cli import main
 
     shown = io.StringIO()

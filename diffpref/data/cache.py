@@ -1,8 +1,8 @@
 """The latent and text cache: what the VAE and the text encoder make of the pairs, computed once.
 
-    FOLDER/latents/00000.safetensors ...    256 pairs a file: posterior mean and log-variance of winner and loser
-    FOLDER/text-shared/00000.safetensors .. embeddings, once per caption; text-dual beside it when captions are dual
-    FOLDER/*/manifest.json                  written last: a part without it is unfinished and is continued
+    FOLDER/latents/00000.safetensors     256 pairs a file: posterior mean and log-variance of both images
+    FOLDER/text-shared/00000.safetensors embeddings, once per caption; text-dual beside it for dual captions
+    FOLDER/*/manifest.json               written last: a part without it is unfinished and is continued
 
 Each part has a key: a hash of the pair files, the encoder's weights and the settings that shape it. Files are
 whole or absent, so a build that was killed at any moment goes on where it was, and gives the same bytes.
@@ -43,7 +43,8 @@ NAMED_BAD_ROWS = 20
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of the work. `wait` returns when every process has called it; `check` may stop the build."""
+    """This process's part of the work. `wait` returns when every process has called it; `check` may stop the
+    build."""
 
     rank: int = 0
     world: int = 1
@@ -56,11 +57,12 @@ def build_cache(
 ) -> LatentCache:
     """Encode what is missing of `table` into `folder` and open it.
 
-    named: the user chose the folder: a cache of other pairs, another model or other settings in it is an error;
-    otherwise the folder is ours and such a cache is made anew. Pairs with undecodable or identical images are left
-    out and named in the manifest.
+    named: the user chose the folder: a cache of other pairs, another model or other settings in it is an
+    error; otherwise the folder is ours and such a cache is made anew. Pairs with undecodable or identical
+    images are left out and named in the manifest.
 
-    Raises UserError: a cache made for something else (when named), too many bad rows, no usable pair, disk full.
+    Raises UserError: a cache made for something else (when named), too many bad rows, no usable pair, disk
+    full.
     """
     share = share or Share()
     with told_when_disk_is_full(f"the cache {folder}", "what is finished of it stays and will be used"):
@@ -138,7 +140,7 @@ class _Part:
             raise UserError(
                 f"{self.folder.parent} holds a cache that was made for something else",
                 why=self._difference(),
-                fix="choose another data.cache_dir, or remove this one; leave data.cache_dir empty to keep it in the run",
+                fix="choose another data.cache_dir, remove this one, or leave data.cache_dir empty",
             )
         shutil.rmtree(self.folder)
 
@@ -164,7 +166,7 @@ class _Part:
             return f"its unfinished {self.what} belong to other pairs, another model or other settings"
         names = {
             "vae": "another model's VAE", "text": "another model's text encoder", "pairs": "other pairs",
-            "rows": "other rows of the pairs", "columns": "other columns", "captions": "another data.captions",
+            "rows": "other rows of the pairs", "columns": "other columns", "captions": "other captions",
             "resolution": f"data.resolution {found.get('resolution')}", "flip": "another data.random_flip",
         }  # fmt: skip
         differing = [text for name, text in names.items() if found.get(name) != self.key.get(name)]
@@ -253,7 +255,8 @@ class _Latents(_Part):
         }
 
     def _check_bad(self, broken: list[list[str]]) -> None:
-        """The limit over the whole table: a continued build, or one of several processes, saw a part of it only."""
+        """The limit over the whole table: a continued build, or one of several processes, saw a part of it
+        only."""
         if len(broken) <= self.data.max_bad_share * self.table.stats.rows:
             return
         raise UserError(
@@ -285,8 +288,8 @@ class _Text(_Part):
             lengths = self.family.caption_tokens(captions)
             self._cut = sum(length > self.family.max_tokens for length in lengths)
             self._count = len(captions)
-            index = {"winner": torch.from_numpy(winners), "loser": torch.from_numpy(losers)}
-            self.save(self.folder / "index.safetensors", index)
+            numbered = {"winner": torch.from_numpy(winners), "loser": torch.from_numpy(losers)}
+            self.save(self.folder / "index.safetensors", numbered)
 
     def _encode(self, captions: list[str]) -> None:
         missing = self.missing(-(-len(captions) // SHARD_CAPTIONS))
@@ -297,7 +300,8 @@ class _Text(_Part):
                 batches = [self.family.encode_prompts(texts[i : i + 32]) for i in range(0, len(texts), 32)]
                 names = batches[0].keys()
                 self.save(
-                    self.shard(number), {name: torch.cat([batch[name].cpu() for batch in batches]) for name in names}
+                    self.shard(number),
+                    {name: torch.cat([batch[name].cpu() for batch in batches]) for name in names},
                 )
                 bar.update(SHARD_CAPTIONS)
 
@@ -323,7 +327,8 @@ def _pairs_key(table: PairTable, folder: Path, share: Share) -> dict[str, Any]:
 
 
 def _file_hashes(files: tuple[Path, ...], folder: Path, share: Share) -> list[str]:
-    """sha256 of each file. Remembered in FOLDER/files.json by size and time, since pair sets can be 300 GB."""
+    """sha256 of each file. Remembered in FOLDER/files.json by size and time, since pair sets can be 300
+    GB."""
     memory = folder / "files.json"
     if share.rank == 0:
         try:

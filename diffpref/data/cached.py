@@ -1,4 +1,5 @@
-"""Reading the latent and text cache: memory-mapped, so a run of any size starts at once and shares the page cache."""
+"""Reading the latent and text cache: memory-mapped, so a run of any size starts at once and shares the page
+cache."""
 
 from __future__ import annotations
 

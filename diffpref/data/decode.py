@@ -17,7 +17,8 @@ IDENTICAL = "both images are the same"
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """Pair `index` of the table: winner and loser at training size, or None and the reason why it cannot be used."""
+    """Pair `index` of the table: winner and loser at training size, or None and the reason why it cannot be
+    used."""
 
     index: int
     id: int
@@ -51,7 +52,8 @@ class PairDecoder:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def decode(self, start: int, stop: int) -> Iterator[DecodedPair]:
-        """Pairs start..stop-1 in order. Raises UserError when too many rows are bad (`PairTable.try_load`)."""
+        """Pairs start..stop-1 in order. Raises UserError when too many rows are bad
+        (`PairTable.try_load`)."""
         if self._pool is None:
             for index in range(start, stop):
                 yield _decode(self._table, index, self._resolution)

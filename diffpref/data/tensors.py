@@ -48,7 +48,8 @@ def sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def told_when_disk_is_full(what: str, consequence: str) -> Iterator[None]:
-    """Turn "no space left" of Python and of safetensors into a UserError; every other error passes unchanged."""
+    """Turn "no space left" of Python and of safetensors into a UserError; every other error passes
+    unchanged."""
     try:
         yield
     except (OSError, SafetensorError) as error:

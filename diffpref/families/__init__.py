@@ -21,7 +21,8 @@ __all__ = ["FAMILIES", "Conditioning", "Family", "load_family"]
 def load_family(config: ModelConfig) -> Family:
     """Load the model that `config.base` names, all weights as fp32 on the CPU.
 
-    Raises UserError: nothing there, not a pipeline folder, a pipeline class that is not in FAMILIES, a damaged part.
+    Raises UserError: nothing there, not a pipeline folder, a pipeline class that is not in FAMILIES, a
+    damaged part.
     """
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()  # a bar per weight file would tear our own

@@ -37,7 +37,8 @@ class Family(Protocol):
         ...
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> posterior mean and log-variance, each fp32 [B, C, h, w], **not** scaled."""
+        """[B, 3, H, W] in [-1, 1] -> posterior mean and log-variance, each fp32 [B, C, h, w], **not**
+        scaled."""
         ...
 
     def scale_latents(self, latents: Tensor) -> Tensor:
@@ -45,7 +46,8 @@ class Family(Protocol):
         ...
 
     def encode_prompts(self, captions: list[str]) -> Conditioning:
-        """Text conditioning, fp32; captions beyond `max_tokens` are cut. "" is the empty prompt of guidance."""
+        """Text conditioning, fp32; captions beyond `max_tokens` are cut. "" is the empty prompt of
+        guidance."""
         ...
 
     def caption_tokens(self, captions: list[str]) -> list[int]:
@@ -60,7 +62,9 @@ class Family(Protocol):
         """What the denoiser should predict, by `prediction_type`."""
         ...
 
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(
+        self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """The prediction of `unet` (the policy, its wrapper, or a reference), [B, C, h, w]."""
         ...
 

@@ -1,4 +1,5 @@
-"""Finding a model and reading its parts, with a clear message for everything that can be wrong with a folder."""
+"""Finding a model and reading its parts, with a clear message for everything that can be wrong with a
+folder."""
 
 from __future__ import annotations
 
@@ -36,12 +37,16 @@ def _download(hub_id: str, config: ModelConfig) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(hub_id, revision=config.revision or None, variant=config.variant or None))
-    except Exception as error:  # the hub client raises dozens of types; all mean that the model is not to be had
+        return Path(
+            DiffusionPipeline.download(
+                hub_id, revision=config.revision or None, variant=config.variant or None
+            )
+        )
+    except Exception as error:  # dozens of types; all mean that the model is not to be had
         raise UserError(
             f"model not found: {hub_id!r}",
             why=f"there is no such folder here, and the hub could not give it: {one_line(error)}",
-            fix="check the spelling, the network and your access to the model, or give a local diffusers folder",
+            fix="check the spelling, the network and your access to it, or give a local diffusers folder",
         ) from error
 
 
@@ -53,7 +58,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not a diffusers pipeline folder",
             why=f"{INDEX} is missing; there is: {holds or 'nothing'}",
-            fix="give the folder that save_pretrained wrote; convert single-file checkpoints with diffusers first",
+            fix="give a folder that save_pretrained wrote; convert single files with diffusers first",
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
-"""Random-initialised miniatures of the real model classes, built offline in a second: for tests and dry runs."""
+"""Random-initialised miniatures of the real model classes, built offline in a second: for tests and dry
+runs."""
 
 from __future__ import annotations
 
@@ -12,8 +13,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def stable_diffusion(folder: str | Path, prediction_type: str = "epsilon", seed: int = 0, **unet: Any) -> Path:
-    """Write a miniature Stable Diffusion (0.3M parameters, 8x VAE, text width 32, 77 tokens) and return its folder.
+def stable_diffusion(
+    folder: str | Path, prediction_type: str = "epsilon", seed: int = 0, **unet: Any
+) -> Path:
+    """Write a miniature Stable Diffusion (0.3M parameters, 8x VAE, text width 32, 77 tokens) and return its
+    folder.
 
     `unet`: further or other settings of UNet2DConditionModel. The same seed gives the same weights.
     """
@@ -40,9 +44,13 @@ def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer that spells every word by its bytes, with a few merges so that merging happens."""
     letters = _byte_alphabet()
     merges = ["r e", "re d</w>", "b l", "u e</w>", "bl ue</w>", "a r"]
-    words = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    words = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(merge.replace(" ", "") for merge in merges),
+    ]
     vocabulary = {word: number for number, word in enumerate([*dict.fromkeys(words), START, END])}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs: Any = [tuple(merge.split(" ")) for merge in merges]  # what merges.txt becomes when it is loaded
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
 
 

@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x and 2.x, and every model of the same parts: one CLIP text encoder, AutoencoderKL, a UNet.
+"""Stable Diffusion 1.x and 2.x, and every model of the same parts: one CLIP text encoder, AutoencoderKL, a
+UNet.
 
 Everything that differs between them (epsilon or v-prediction, latent channels, VAE scaling, text width, noise
 schedule) is read from the model's own config, never from its name.
@@ -31,14 +32,15 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 class StableDiffusion:
     """A Stable Diffusion pipeline taken apart for training. Implements `families.base.Family`.
 
-    All weights are fp32, however they are stored: the VAE overflows in fp16, the text encoder is run once, and the
-    policy's master weights must not lose small updates.
+    All weights are fp32, however they are stored: the VAE overflows in fp16, the text encoder is run once,
+    and the policy's master weights must not lose small updates.
     """
 
     name = "stable-diffusion"
 
     def __init__(self, folder: Path, index: dict[str, Any], config: ModelConfig) -> None:
-        """`folder`: a local pipeline folder; `index`: its model_index.json. Raises UserError when a part is unfit."""
+        """`folder`: a local pipeline folder; `index`: its model_index.json. Raises UserError when a part is
+        unfit."""
         check_parts(folder, PARTS)
         self._folder = folder
         self._variant = config.variant or None
@@ -73,25 +75,27 @@ class StableDiffusion:
         self._text: CLIPTextModel | None = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
         self._tokenizer: CLIPTokenizer = self._load(CLIPTokenizer, "tokenizer")
         for module in (self._vae, self._text):
-            module.requires_grad_(False).eval().to(self._device)
+            module.requires_grad_(False).eval()
+            nn.Module.to(module, self._device)
         self._vae_config, text = self._vae.config, self._text.config
         self.max_tokens = min(int(self._tokenizer.model_max_length), int(text.max_position_embeddings))
         self._text_width = int(text.hidden_size)
         self._text_mask = bool(getattr(text, "use_attention_mask", False))
 
     def _check_fit(self) -> None:
-        """The parts must fit together: an inpainting UNet or another model's text encoder would fail much later."""
+        """The parts must fit together: an inpainting UNet or another model's text encoder would fail much
+        later."""
         unet, channels = self.unet.config, int(self._vae_config.latent_channels)
         if unet.in_channels != channels:
             raise UserError(
                 f"the UNet of {self._folder} takes {unet.in_channels} channels, its VAE makes {channels}",
-                why="inpainting, depth and image-editing models have further inputs that preference pairs do not give",
+                why="inpainting, depth and editing models have further inputs, which pairs do not give",
                 fix="align a plain text-to-image model",
             )
         if unet.cross_attention_dim != self._text_width:
             raise UserError(
-                f"the UNet of {self._folder} reads text of width {unet.cross_attention_dim}, its text encoder "
-                f"writes {self._text_width}",
+                f"the UNet of {self._folder} reads text of width {unet.cross_attention_dim}, "
+                f"its text encoder writes {self._text_width}",
                 fix="the folder mixes parts of two models; fetch it again",
             )
 
@@ -120,7 +124,7 @@ class StableDiffusion:
             raise UserError(
                 f"data.resolution = {resolution} does not fit the model",
                 why=f"its VAE and UNet halve the image until one cell stands for {multiple} pixels",
-                fix=f"use a multiple of {multiple}, such as {max(multiple, round(resolution / multiple) * multiple)}",
+                fix=f"use a multiple of {multiple}, such as {-(-resolution // multiple) * multiple}",
             )
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
@@ -129,7 +133,8 @@ class StableDiffusion:
 
     def to(self, device: torch.device) -> None:
         self._device = device
-        for module in (self._vae, self._text):
+        modules: tuple[nn.Module | None, ...] = (self._vae, self._text)
+        for module in modules:
             if module is not None:
                 module.to(device)
 
@@ -163,7 +168,9 @@ class StableDiffusion:
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return latents
 
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(
+        self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         prediction: Tensor = unet(
             noisy, timesteps, encoder_hidden_states=conditioning["prompt_embeds"], return_dict=False
         )[0]
@@ -199,7 +206,9 @@ class StableDiffusion:
 
     def save_lora(self, unet: nn.Module, folder: Path) -> None:
         # Without the metadata a loader takes alpha = rank, and the LoRA would act with another strength.
-        metadata = {key: list(value) if isinstance(value, set) else value for key, value in _lora_config(unet).items()}
+        metadata = {
+            key: list(value) if isinstance(value, set) else value for key, value in _lora_config(unet).items()
+        }
         StableDiffusionPipeline.save_lora_weights(
             folder,
             unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),

@@ -18,7 +18,9 @@ from diffpref.tiny.bank import example, pixels
 from diffpref.tiny.progress import load_progress, save_progress
 from diffpref.tiny.team import Team
 
-STEPS = 2400
+CYCLES = (2_400, 4_000)
+"""Steps of each cosine cycle of the learning rate, with a warm restart between them (arXiv 1608.03983)."""
+STEPS = sum(CYCLES)
 BATCH = 48
 LEARNING_RATE = 1e-3
 WARMUP = 200
@@ -108,9 +110,25 @@ def build_bank(
     return bank
 
 
+def _cycle(step: int) -> tuple[int, int]:
+    """The cycle that `step` is in, and its number within that cycle."""
+    cycle = 0
+    while step >= CYCLES[cycle]:
+        step -= CYCLES[cycle]
+        cycle += 1
+    return cycle, step
+
+
 def _rate(step: int) -> float:
-    warm = min(1.0, (step + 1) / WARMUP)
-    return LEARNING_RATE * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+    cycle, within = _cycle(step)
+    warm = min(1.0, (within + 1) / WARMUP)
+    return LEARNING_RATE * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * within / CYCLES[cycle])))
+
+
+def _timesteps(step: int, rng: torch.Generator) -> torch.Tensor:
+    """Uniform in the first cycle; then the larger of two draws: the facts are decided at the noisy end."""
+    draws = torch.randint(1000, (1 if _cycle(step)[0] == 0 else 2, BATCH), generator=rng)
+    return draws.amax(dim=0)
 
 
 def _update_average(average: nn.Module, module: nn.Module, step: int) -> None:
@@ -133,7 +151,7 @@ def _draw(
     dropped = torch.rand(BATCH, generator=rng) < CAPTION_DROPOUT
     tokens = torch.where(dropped[:, None], empty, tokens)
     noise = torch.randn(mean.shape, generator=rng)
-    return latents, noise, torch.randint(1000, (BATCH,), generator=rng), tokens
+    return latents, noise, _timesteps(step, rng), tokens
 
 
 def snapshot_path(work: Path, step: int) -> Path:

@@ -14,7 +14,8 @@ from diffpref.errors import UserError, nearest
 def prepare_unet(unet: Any, adapter: AdapterConfig, seed: int) -> None:
     """Mark what is trained; with LoRA also add the adapters, at zero effect and the same for a given seed.
 
-    The network is put into evaluation mode: with dropout the policy would differ from the reference at step 0.
+    The network is put into evaluation mode: with dropout the policy would differ from the reference at step
+    0.
     Raises UserError when a LoRA target matches no layer.
     """
     unet.eval()
@@ -29,7 +30,7 @@ def prepare_unet(unet: Any, adapter: AdapterConfig, seed: int) -> None:
         unet.add_adapter(
             LoraConfig(
                 r=adapter.rank,
-                lora_alpha=adapter.alpha,
+                lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # a fraction works as well
                 target_modules=list(adapter.target_modules),
                 init_lora_weights="gaussian",
             )
@@ -49,7 +50,9 @@ def _check_targets(unet: Any, adapter: AdapterConfig) -> None:
         raise UserError(
             f"adapter.target_modules: {target!r} matches no layer of the UNet",
             why=f"its layers end in {', '.join(sorted(ends)[:12])}, ...",
-            fix=f"did you mean {close!r}?" if close else "name layers by the end of their names, such as to_q",
+            fix=f"did you mean {close!r}?"
+            if close
+            else "name layers by the end of their names, such as to_q",
         )
     if not adapter.target_modules:
         raise UserError("adapter.target_modules is empty", fix='such as ["to_q", "to_k", "to_v", "to_out.0"]')

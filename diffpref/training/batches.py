@@ -1,4 +1,5 @@
-"""What one forward pass sees: latents, noise, timesteps and text of some pairs, drawn for (seed, step, pair)."""
+"""What one forward pass sees: latents, noise, timesteps and text of some pairs, drawn for (seed, step,
+pair)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Batch:
 
 
 class BatchBuilder:
-    """Makes batches from a cache. Every random number is a function of (seed, step, pair id) and drawn on the CPU.
+    """Makes batches from a cache. Every random number is a function of (seed, step, pair id) and drawn on
+    the CPU.
 
     So the draws are the same after a resume, for any number of processes and any split into micro-batches.
     """
@@ -53,7 +55,8 @@ class BatchBuilder:
         return self._batch(step, "", ids, mean, captions)
 
     def fixed(self, draw: int, pairs: Sequence[int]) -> Batch:
-        """Pairs on held-out draw number `draw`: the latents' means, the same timestep and noise at every call."""
+        """Pairs on held-out draw number `draw`: the latents' means, the same timestep and noise at every
+        call."""
         ids = [self._cache.pair_ids[pair] for pair in pairs]
         mean, _ = self._cache.latents(pairs)
         return self._batch(draw, "validation-", ids, mean, self._cache.captions(pairs))
@@ -61,11 +64,16 @@ class BatchBuilder:
     def _batch(self, step: int, stream: str, ids: list[int], latents: Tensor, captions: Tensor) -> Batch:
         """latents: [B, 2, C, h, w]; captions: int64 [B, 2]."""
         train = self._config.train
-        noise = torch.stack([self._normal(f"{stream}noise", step, pair_id, latents.shape[2:]) for pair_id in ids])
+        noise = torch.stack(
+            [self._normal(f"{stream}noise", step, pair_id, latents.shape[2:]) for pair_id in ids]
+        )
         timesteps = torch.stack(
             [
                 torch.randint(
-                    train.min_timestep, train.max_timestep + 1, (), generator=self._generator(f"{stream}timestep", step, i)
+                    train.min_timestep,
+                    train.max_timestep + 1,
+                    (),
+                    generator=self._generator(f"{stream}timestep", step, i),
                 )
                 for i in ids
             ]

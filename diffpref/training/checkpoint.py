@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or absent: RUN/checkpoints/step-N/ with safetensors, JSON and a manifest of hashes.
+"""Checkpoints that are whole or absent: RUN/checkpoints/step-N/ with safetensors, JSON and a manifest of
+hashes.
 
-Written into a staged folder beside, flushed, the manifest last, then one rename; older ones are removed only after
-that. Whatever moment a kill chooses, the newest checkpoint that `latest` accepts is complete.
+Written into a staged folder beside, flushed, the manifest last, then one rename; older ones are removed only
+after that. Whatever moment a kill chooses, the newest checkpoint that `latest` accepts is complete.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> Checkpoint:
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+    ) -> Checkpoint:
         """Write groups of tensors and a JSON state as step-N, then drop the oldest beyond `keep`.
 
-        Raises UserError when the disk is full: the staged folder is removed, earlier checkpoints are untouched.
+        Raises UserError when the disk is full: the staged folder is removed, earlier checkpoints are
+        untouched.
         """
         target, staged = self.folder / f"step-{step}", self.folder / f"{STAGED}{step}"
         shutil.rmtree(staged, ignore_errors=True)
@@ -66,7 +70,9 @@ class Checkpoints:
                     save_tensors(staged / f"{name}.safetensors", group)
                 atomic_write_text(staged / STATE, json.dumps(state, indent=2) + "\n")
                 files = {path.name: _entry(path) for path in sorted(staged.iterdir())}
-                atomic_write_text(staged / MANIFEST, json.dumps({"step": step, "files": files}, indent=2) + "\n")
+                atomic_write_text(
+                    staged / MANIFEST, json.dumps({"step": step, "files": files}, indent=2) + "\n"
+                )
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -89,7 +95,9 @@ class Checkpoints:
         if not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
-            if path.name.startswith(STAGED) or (path.name.startswith("step-") and not (path / MANIFEST).exists()):
+            if path.name.startswith(STAGED) or (
+                path.name.startswith("step-") and not (path / MANIFEST).exists()
+            ):
                 shutil.rmtree(path, ignore_errors=True)
 
     def drop_after(self, step: int) -> None:
@@ -120,7 +128,9 @@ def _is_whole(folder: Path) -> bool:
         # sizes first: hashing gigabytes to find a short file would be a waste
         if any((folder / name).stat().st_size != entry["size"] for name, entry in files.items()):
             return False
-        return STATE in files and all(sha256_file(folder / name) == entry["sha256"] for name, entry in files.items())
+        return STATE in files and all(
+            sha256_file(folder / name) == entry["sha256"] for name, entry in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -30,7 +30,8 @@ def exported_step(run: Path) -> int:
 def export_model(
     run: Path, config: TrainConfig, family: Family, unet: nn.Module, summary: Mapping[str, Any]
 ) -> Path:
-    """Write RUN/model: a diffusers pipeline folder, or a LoRA with the name of its base; a model card in both.
+    """Write RUN/model: a diffusers pipeline folder, or a LoRA with the name of its base; a model card in
+    both.
 
     Staged beside and renamed, so RUN/model never holds half a model. Raises UserError when the disk is full.
     """

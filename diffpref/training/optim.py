@@ -16,7 +16,7 @@ from diffpref.config import LoopConfig
 def learning_rate(step: int, train: LoopConfig) -> float:
     """Learning rate of optimizer step `step` (1..train.steps): a pure function, so a resume needs no state.
 
-    It rises linearly to its peak at step `warmup_steps`; "linear" and "cosine" then fall to 0 just after the last.
+    It rises linearly to its peak at step `warmup_steps`; "linear" and "cosine" then fall to 0 after the last.
     """
     if step <= train.warmup_steps:
         return train.learning_rate * step / train.warmup_steps
@@ -43,7 +43,9 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], train: LoopConfig) ->
     )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
     """The optimizer's state as named tensors: "exp_avg/NAME", "exp_avg_sq/NAME", "step/NAME"."""
     return {
         f"{kind}/{name}": value
@@ -66,7 +68,8 @@ def restore_optimizer(
 class MovingAverage:
     """Exponential moving average of the trained weights, in fp32 beside them.
 
-    decay: weight of the old average; early on min(decay, (1 + step) / (10 + step)), so that the start is forgotten.
+    decay: weight of the old average; early on min(decay, (1 + step) / (10 + step)), so that the start is
+    forgotten.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:

@@ -23,10 +23,11 @@ class Autocast(Protocol):
 def pair_errors(
     family: Family, batch: Batch, policy: nn.Module, reference: Reference | None, autocast: Autocast
 ) -> PairErrors:
-    """Denoising errors of winners and losers, each fp32 [B]: mean over C, H, W of (prediction - target) squared.
+    """Denoising errors of winners and losers, each fp32 [B]: mean over C, H, W of (prediction - target)
+    squared.
 
-    Winner and loser go through a network together. Policy and reference see the same batch in the same precision,
-    so equal weights give equal errors, bit for bit.
+    Winner and loser go through a network together. Policy and reference see the same batch in the same
+    precision, so equal weights give equal errors, bit for bit.
     """
     noisy = family.add_noise(batch.latents, batch.noise, batch.timesteps)
     target = family.target(batch.latents, batch.noise, batch.timesteps).float()

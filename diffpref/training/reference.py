@@ -17,7 +17,8 @@ class Reference(Protocol):
 
 
 class FrozenCopy:
-    """For full fine-tuning. Made before the first step; never saved, since the base model's folder holds it."""
+    """For full fine-tuning. Made before the first step; never saved, since the base model's folder holds
+    it."""
 
     def __init__(self, unet: nn.Module) -> None:
         self._unet = copy.deepcopy(unet).requires_grad_(False)

@@ -32,8 +32,8 @@ log = logging.getLogger("diffpref")
 def train(config: TrainConfig) -> Path:
     """Train, or continue, the run of `config`; returns the run folder.
 
-    Leaves config.toml, manifest.json, metrics.jsonl, samples/, checkpoints/ and, at the end, model/. On SIGTERM or
-    Ctrl-C it saves a checkpoint at the next step and returns; the same command then continues.
+    Leaves config.toml, manifest.json, metrics.jsonl, samples/, checkpoints/ and, at the end, model/. On
+    SIGTERM or Ctrl-C it saves a checkpoint at the next step and returns; the same command then continues.
 
     Raises UserError for every mistake in config, model, data or run folder, before anything is written.
     """
@@ -75,12 +75,19 @@ class _Session:
 
     def train(self) -> Path:
         start = self.folder.find_start(self.accelerator.num_processes)
-        if self.folder.is_finished(start):
-            log.info("%s is finished: %d steps, model in %s", self.folder.path, start.step, self.folder.path / "model")  # type: ignore[union-attr]
+        if start is not None and self.folder.is_finished(start):
+            log.info(
+                "%s is finished: %d steps, model in %s",
+                self.folder.path,
+                start.step,
+                self.folder.path / "model",
+            )
             return self.folder.path
         family = self._load()
         tables = self._open_tables()
-        inputs = {f"model.{name}": value for name, value in family.fingerprint().items()}  # before LoRA is added
+        inputs = {
+            f"model.{name}": value for name, value in family.fingerprint().items()
+        }  # before LoRA is added
         prepare_unet(family.unet, self.config.adapter, self.config.seed)
         if self.main:
             self.folder.open()
@@ -104,14 +111,19 @@ class _Session:
         return self.folder.path
 
     def _train(
-        self, family: Family, caches: dict[str, LatentCache], tables: dict[str, PairTable], start: Any,
+        self,
+        family: Family,
+        caches: dict[str, LatentCache],
+        tables: dict[str, PairTable],
+        start: Any,
         manifest: dict[str, Any],
     ) -> None:
         config = self.config
         family.release_encoders()
         trainer = Trainer(
             config, self.accelerator, family, OBJECTIVES[config.objective.name](**config.objective.params),
-            caches["train"], caches.get("validation"), self._prompts(tables), self.folder.path, start, self.stop,
+            caches["train"], caches.get("validation"), self._prompts(tables), self.folder.path, start,
+            self.stop,
         )  # fmt: skip
         if start is not None and self.main:
             log.info("continuing %s after step %d", self.folder.path, start.step)
@@ -162,19 +174,25 @@ class _Session:
     def _caches(self, family: Family, tables: dict[str, PairTable]) -> dict[str, LatentCache]:
         accelerator = self.accelerator
         share = Share(
-            accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, self._check_stop
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.wait_for_everyone,
+            self._check_stop,
         )
         caches = {}
         for name, table in tables.items():
             folder = _cache_folder(self.config) / name
-            cache = build_cache(table, family, self.config.data, folder, bool(self.config.data.cache_dir), share)
+            cache = build_cache(
+                table, family, self.config.data, folder, bool(self.config.data.cache_dir), share
+            )
             caches[name] = cache
             if self.main:
                 _report(name, cache)
         return caches
 
     def _check_stop(self) -> None:
-        # Alone, a process can leave at once; among several it would leave the others waiting, so all are killed.
+        # Alone, a process can leave at once; among several it would leave the others waiting, so all are
+        # killed.
         if self.accelerator.num_processes == 1:
             self.stop.check()
 

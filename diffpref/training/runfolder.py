@@ -16,7 +16,7 @@ from diffpref.training.checkpoint import Checkpoint, Checkpoints
 from diffpref.training.export import exported_step
 
 CONFIG, MANIFEST, METRICS = "config.toml", "manifest.json", "metrics.jsonl"
-MAY_CHANGE = ("output", "checkpoint.", "log.", "sampling.", "data.cache_dir", "data.workers")
+MAY_CHANGE = ("output", "checkpoint.", "log.", "sampling.every:", "data.cache_dir", "data.workers")
 """Settings that a resumed run may change: they alter neither the weights nor the metrics."""
 
 
@@ -32,8 +32,8 @@ class RunFolder:
     def find_start(self, world_size: int) -> Checkpoint | None:
         """The checkpoint to continue from, None to begin.
 
-        Raises UserError: the folder is a file, or holds a run of another config or world size, or any run while
-        checkpoint.resume is "never".
+        Raises UserError: the folder is a file, or holds a run of another config or world size, or any run
+        while checkpoint.resume is "never".
         """
         if self._existed and not self.path.is_dir():
             raise UserError(f"output {self.path} is a file", fix="name a folder")
@@ -45,24 +45,26 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a run already",
                 why='checkpoint.resume is "never"',
-                fix="choose another output, remove the folder, or set checkpoint.resume = \"auto\" to continue it",
+                fix='choose another output, remove it, or continue it with checkpoint.resume = "auto"',
             )
         self._refuse_other_config(checkpoint)
-        if checkpoint is not None and checkpoint.state()["world_size"] != world_size:
+        before = checkpoint.state()["world_size"] if checkpoint is not None else world_size
+        if before != world_size:
             raise UserError(
-                f"{self.path} was trained by {checkpoint.state()['world_size']} process(es), now there are {world_size}",
+                f"{self.path} was trained by {before} process(es), now there are {world_size}",
                 why="sums in another order would not continue the same run",
-                fix=f"launch {checkpoint.state()['world_size']} process(es), or choose another output",
+                fix=f"launch {before} process(es), or choose another output",
             )
         return checkpoint
 
-    def is_finished(self, start: Checkpoint | None) -> bool:
+    def is_finished(self, start: Checkpoint) -> bool:
         """Whether all steps are done and their model is exported."""
         steps = self.config.train.steps
-        return start is not None and start.step == steps and exported_step(self.path) == steps
+        return start.step == steps and exported_step(self.path) == steps
 
     def open(self) -> None:
-        """Create the folder and lock it against a second process. Raises UserError when one is at work in it."""
+        """Create the folder and lock it against a second process. Raises UserError when one is at work in
+        it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
@@ -87,7 +89,8 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def begin(self, manifest: dict[str, Any], start: Checkpoint | None) -> None:
-        """Write config and manifest and clear what a kill left. Raises UserError when the inputs have changed."""
+        """Write config and manifest and clear what a kill left. Raises UserError when the inputs have
+        changed."""
         if start is not None:
             self._refuse_other_inputs(manifest["inputs"])
         self.checkpoints.clean()
@@ -101,10 +104,10 @@ class RunFolder:
     def _refuse_other_config(self, checkpoint: Checkpoint | None) -> None:
         before = load_train_config(self.path / CONFIG)
         changed = [line for line in config_difference(before, self.config) if not line.startswith(MAY_CHANGE)]
-        if checkpoint is not None and self.config.train.schedule == "constant":
+        train = self.config.train
+        if checkpoint is not None and train.schedule == "constant" and train.steps >= checkpoint.step:
             # A constant schedule does not depend on the number of steps: the run may go on for longer.
-            if self.config.train.steps >= checkpoint.step:
-                changed = [line for line in changed if not line.startswith("train.steps:")]
+            changed = [line for line in changed if not line.startswith("train.steps:")]
         if changed:
             raise UserError(
                 f"{self.path} holds a run of another config",

@@ -23,7 +23,13 @@ class SampleGrids:
     """RUN/samples/step-N.png. Make it while `unet` still is the base model; on the main process only."""
 
     def __init__(
-        self, config: SamplingConfig, prompts: list[str], resolution: int, family: Family, unet: nn.Module, folder: Path
+        self,
+        config: SamplingConfig,
+        prompts: list[str],
+        resolution: int,
+        family: Family,
+        unet: nn.Module,
+        folder: Path,
     ) -> None:
         self._config, self._prompts, self._resolution, self._family = config, prompts, resolution, family
         self._folder = folder
@@ -37,12 +43,13 @@ class SampleGrids:
         return path
 
     def _base_row(self, unet: nn.Module) -> list[Image.Image]:
-        """The base model's images: kept losslessly in base.png, so that a resumed run does not draw them again."""
+        """The base model's images: kept losslessly in base.png, so that a resumed run does not draw them
+        again."""
         path, side = self._folder / "base.png", self._resolution
         if path.exists():
-            with Image.open(path) as strip:
-                strip.load()
-                return [strip.crop((i * side, 0, (i + 1) * side, side)) for i in range(len(self._prompts))]
+            with Image.open(path) as kept:
+                kept.load()
+                return [kept.crop((i * side, 0, (i + 1) * side, side)) for i in range(len(self._prompts))]
         images = self._draw(unet)
         strip = Image.new("RGB", (side * len(images), side))
         for number, image in enumerate(images):
@@ -75,16 +82,23 @@ def draw_grid(rows: list[tuple[str, list[Image.Image]]], captions: list[str]) ->
     """Rows of images with a name at the left and, under the last row, each column's caption."""
     cell = max(128, rows[0][1][0].width)
     font = ImageFont.load_default(size=11)
-    grid = Image.new("RGB", (LABEL_WIDTH + cell * len(captions), cell * len(rows) + 14 * TEXT_LINES + 6), "white")
+    grid = Image.new(
+        "RGB", (LABEL_WIDTH + cell * len(captions), cell * len(rows) + 14 * TEXT_LINES + 6), "white"
+    )
     pen = ImageDraw.Draw(grid)
     for row, (name, images) in enumerate(rows):
         pen.text((4, row * cell + cell // 2), name, fill="black", font=font)
         for column, image in enumerate(images):
-            shown = image.resize((cell - 4, cell - 4), Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS)
+            shown = image.resize(
+                (cell - 4, cell - 4),
+                Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS,
+            )
             grid.paste(shown, (LABEL_WIDTH + column * cell + 2, row * cell + 2))
     for column, caption in enumerate(captions):
         lines = textwrap.wrap(caption, width=max(8, cell // 6), max_lines=TEXT_LINES, placeholder="...")
-        pen.multiline_text((LABEL_WIDTH + column * cell + 2, len(rows) * cell + 2), "\n".join(lines), fill="black", font=font)
+        pen.multiline_text(
+            (LABEL_WIDTH + column * cell + 2, len(rows) * cell + 2), "\n".join(lines), fill="black", font=font
+        )
     return grid
 
 

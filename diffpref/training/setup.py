@@ -20,8 +20,8 @@ BARRIER_LIMIT = timedelta(hours=12)  # one process may encode, validate or save 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Check the config against this machine and set up device, precision and processes.
 
-    Raises UserError: fp16 on the CPU, a tracker that is not installed, a launch whose processes do not find one
-    another, a batch that does not split evenly.
+    Raises UserError: fp16 on the CPU, a tracker that is not installed, a launch whose processes do not find
+    one another, a batch that does not split evenly.
     """
     check_trackers(config.log)
     _check_precision(config)
@@ -29,15 +29,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         torch.set_num_threads(config.train.threads)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)  # a second run in this process may differ in precision
+        # a second run in this process may differ in precision
+        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        mixed_precision=config.train.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=BARRIER_LIMIT)]
+        mixed_precision=config.train.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=BARRIER_LIMIT)],
     )
     if world != accelerator.num_processes:
         raise UserError(
             f"WORLD_SIZE is {world}, but accelerate runs {accelerator.num_processes} process(es)",
             why="each process would train alone and overwrite the others' files",
-            fix="on the CPU launch with: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m diffpref train ...; "
+            fix="on the CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m diffpref train ...; "
             "without several processes unset WORLD_SIZE",
         )
     _check_split(config, accelerator.num_processes)

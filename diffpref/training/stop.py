@@ -1,4 +1,5 @@
-"""Stopping politely: the first SIGTERM or SIGINT asks for a checkpoint at the next step boundary, the second kills."""
+"""Stopping politely: the first SIGTERM or SIGINT asks for a checkpoint at the next step boundary, the second
+kills."""
 
 from __future__ import annotations
 
@@ -41,4 +42,8 @@ class StopRequest:
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
-        print(f"\n{name}: stopping at the next safe moment; once more kills the run", file=sys.stderr, flush=True)
+        print(
+            f"\n{name}: stopping at the next safe moment; once more kills the run",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -25,7 +25,10 @@ Row = dict[str, Any]
 
 def check_trackers(log: LogConfig) -> None:
     """Raise UserError when a tracker that is asked for is not installed."""
-    for wanted, module, key in ((log.tensorboard, "tensorboard", "tensorboard"), (log.wandb, "wandb", "wandb")):
+    for wanted, module, key in (
+        (log.tensorboard, "tensorboard", "tensorboard"),
+        (log.wandb, "wandb", "wandb"),
+    ):
         if wanted and importlib.util.find_spec(module) is None:
             raise UserError(
                 f"log.{key} is true, but the package {module} is not installed",
@@ -71,7 +74,8 @@ class Trackers:
     """Sends every row to metrics.jsonl and to the trackers of the config. Used by the main process only."""
 
     def __init__(self, run: Path, log: LogConfig, config: Mapping[str, Any], step: int) -> None:
-        """step: the step that the run continues from; later rows of an earlier attempt are dropped everywhere."""
+        """step: the step that the run continues from; later rows of an earlier attempt are dropped
+        everywhere."""
         self.metrics = Metrics(run / "metrics.jsonl")
         self.metrics.truncate(step)
         self._board: Any = None
@@ -84,7 +88,12 @@ class Trackers:
             import wandb
 
             self._wandb = wandb.init(
-                project=log.wandb_project, name=run.name, id=_wandb_id(run), resume="allow", config=dict(config), dir=str(run)
+                project=log.wandb_project,
+                name=run.name,
+                id=_wandb_id(run),
+                resume="allow",
+                config=dict(config),
+                dir=str(run),
             )
 
     def write(self, row: Row) -> None:

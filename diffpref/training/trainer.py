@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,17 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, family: Family, objective: Objective, cache: LatentCache,
-        held_out: LatentCache | None, prompts: list[str], run: Path, start: Checkpoint | None, stop: StopRequest,
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        family: Family,
+        objective: Objective,
+        cache: LatentCache,
+        held_out: LatentCache | None,
+        prompts: list[str],
+        run: Path,
+        start: Checkpoint | None,
+        stop: StopRequest,
     ) -> None:
         self.config, self.accelerator, self.family, self.objective = config, accelerator, family, objective
         self.cache, self.run, self.stop = cache, run, stop
@@ -132,7 +142,8 @@ class Trainer:
         return stopping
 
     def _optimizer_step(self, step: int) -> bool:
-        """One update with the pairs of `step` (from 1). Returns whether a stop was asked for on any process."""
+        """One update with the pairs of `step` (from 1). Returns whether a stop was asked for on any
+        process."""
         train = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, train)
@@ -163,7 +174,8 @@ class Trainer:
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
             errors = pair_errors(self.family, batch, self.policy, self.reference, self.accelerator.autocast)
             output = self.objective(errors)
-            # Processes' gradients are averaged, so each adds its pairs' share of the global mean times their number.
+            # Processes' gradients are averaged, so each adds its pairs' share of the global mean times their
+            # number.
             share = self.accelerator.num_processes / self.config.train.batch_size
             self.accelerator.backward(output.loss.sum() * share)
         self.meters.add_pairs({"loss": output.loss, **output.metrics})
@@ -182,7 +194,7 @@ class Trainer:
         Returns whether any process was asked to stop, so that all leave at the same step.
         """
         broken = ~torch.isfinite(losses).all()
-        if self.accelerator.scaler is None:  # with fp16 an overflow of the gradient is normal, the scaler handles it
+        if self.accelerator.scaler is None:  # with fp16 a gradient may overflow: the scaler handles it
             broken = broken | ~torch.isfinite(norm)
         flags = torch.stack([broken.float(), torch.full_like(norm, float(self.stop.requested))])
         broken_count, stop_count = self.accelerator.reduce(flags, "sum").tolist()
@@ -250,8 +262,9 @@ class Trainer:
         if gain < 0 < margin:
             self._warned = True
             log.warning(
-                "likelihood displacement up to step %d: the margin grows (%.2g) while the winners' error rises above "
-                "the reference's (by %.2g); a lower learning rate, a higher beta or a term on the winner helps",
+                "likelihood displacement up to step %d: the margin grows (%.2g) while the winners' "
+                "error rises above the reference's (by %.2g); a lower learning rate, a higher beta "
+                "or a term on the winner helps",
                 self.step, margin, -gain,
             )  # fmt: skip
 
@@ -265,7 +278,10 @@ class Trainer:
         meters = self.meters.state()  # every process takes part
         if self.trackers is not None:
             self.trackers.metrics.sync()
-            groups = {"weights": dict(self.parameters), "optimizer": optimizer_tensors(self.optimizer, self.parameters)}
+            groups: dict[str, Mapping[str, Tensor]] = {
+                "weights": dict(self.parameters),
+                "optimizer": optimizer_tensors(self.optimizer, self.parameters),
+            }
             groups |= {"meters": meters} if meters else {}
             groups |= {"average": self.average.tensors} if self.average is not None else {}
             scaler = self.accelerator.scaler

@@ -24,14 +24,20 @@ class _Draw:
 
 
 class Validation:
-    """Held-out measurement. The base model's errors are taken once, at the start, so that any objective has them.
+    """Held-out measurement. The base model's errors are taken once, at the start, so that any objective has
+    them.
 
-    Make it while `unet` still is the base model (its adapters, if any, at their start, where they change nothing).
-    Each process measures its share of the pairs.
+    Make it while `unet` still is the base model (its adapters, if any, at their start, where they change
+    nothing). Each process measures its share of the pairs.
     """
 
     def __init__(
-        self, config: TrainConfig, family: Family, batches: BatchBuilder, count: int, unet: nn.Module,
+        self,
+        config: TrainConfig,
+        family: Family,
+        batches: BatchBuilder,
+        count: int,
+        unet: nn.Module,
         accelerator: Accelerator,
     ) -> None:
         """count: pairs in the held-out cache."""
@@ -70,7 +76,9 @@ class Validation:
         draws = torch.tensor(float(sum(len(item.pairs) for item in self._draws)), device=device)
         right = ((per_pair.sign() + 1) / 2).sum()
         names = sorted(sums)
-        packed = torch.stack([*(sums[name] for name in names), right, draws, torch.full_like(draws, len(per_pair))])
+        packed = torch.stack(
+            [*(sums[name] for name in names), right, draws, torch.full_like(draws, len(per_pair))]
+        )
         *totals, right_total, draw_total, pair_total = self._accelerator.reduce(packed, "sum").tolist()
         means = {name: total / draw_total for name, total in zip(names, totals, strict=True)}
         return {**means, "pair_accuracy": right_total / pair_total}

@@ -24,7 +24,9 @@ CHANGES = {
 def test_killed_ten_times_equals_never_killed(tmp_path):
     model = stable_diffusion(tmp_path / "model")
     pairs = write_pairs(tmp_path / "pairs.parquet", rows(300))
-    whole = diffpref("train", write_config(tmp_path / "whole.toml", config(model, pairs, tmp_path / "whole", **CHANGES)))
+    whole = diffpref(
+        "train", write_config(tmp_path / "whole.toml", config(model, pairs, tmp_path / "whole", **CHANGES))
+    )
     assert whole.returncode == 0, whole.stderr
     path = write_config(tmp_path / "killed.toml", config(model, pairs, tmp_path / "killed", **CHANGES))
     moments = random.Random(20)
@@ -34,20 +36,23 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
             [sys.executable, "-m", "diffpref", "train", str(path)],
             env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        # the first kills hit the cache, the others the steps and their saves, which take most of the time here
-        watched = folder / ("cache" if kills < 2 else "checkpoints")
-        before = newest(watched)
-        while process.poll() is None and newest(watched) == before:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.08))
+        # the first kills hit the cache, the others the steps and their saves, which take most of the time
+        # here
+        if kills < 2:
+            before = files(folder / "cache")
+            wait(process, lambda before=before: files(folder / "cache") != before)
+        else:
+            goal = last_step(folder) + moments.randint(1, 4)
+            wait(process, lambda goal=goal: last_step(folder) >= goal)
+        time.sleep(moments.uniform(0.0, 0.1))
         if process.poll() is not None:
             break
         process.kill()
         process.wait()
         kills += 1
-        reached = max([reached, *(int(p.name[5:]) for p in folder.glob("checkpoints/step-*"))])
+        reached = max(reached, last_step(folder))
     assert kills >= 8, f"the run ended after {kills} kills: make it longer"
-    assert reached > 0
+    assert reached >= 8
     done = diffpref("train", path)
     assert done.returncode == 0, done.stderr
     assert metrics(folder) == metrics(tmp_path / "whole")
@@ -63,6 +68,14 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
     assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"step-{STEPS}"]
 
 
-def newest(folder):
-    """What the folder holds just now: it changes with every file that is finished."""
-    return sorted(str(path) for path in folder.rglob("*")) if folder.exists() else []
+def wait(process, condition):
+    while process.poll() is None and not condition():
+        time.sleep(0.001)
+
+
+def files(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def last_step(folder):
+    return max((int(path.name[5:]) for path in folder.glob("checkpoints/step-*")), default=0)

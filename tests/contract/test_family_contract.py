@@ -53,7 +53,8 @@ def setting(tmp_path, model, captions, **data):
 
 @pytest.mark.parametrize("captions", ["shared", "dual"])
 def test_a_step_equals_the_plainly_written_one(tmp_path, model, captions):
-    """Encode, sample the posterior, add noise, predict, target, error: no code of ours but the random streams."""
+    """Encode, sample the posterior, add noise, predict, target, error: no code of ours but the random
+    streams."""
     table, _, family, batches, cache = setting(tmp_path, model, captions)
     step, pairs = 3, [4, 1]
     ours = pair_errors(
@@ -76,7 +77,9 @@ def test_a_step_equals_the_plainly_written_one(tmp_path, model, captions):
                 pixels = as_tensor([to_pixels(decode_image(row[f"jpg_{image}"]), 32)])
                 posterior = vae.encode(pixels).latent_dist
                 latents = (posterior.mean + posterior.std * draws[side]) * vae.config.scaling_factor
-                ids = tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+                ids = tokenizer(
+                    caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+                )
                 noisy = schedule.add_noise(latents, noise, time)
                 prediction = unet(noisy, time, encoder_hidden_states=text(ids.input_ids)[0]).sample
             kind = schedule.config.prediction_type

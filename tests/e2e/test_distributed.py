@@ -50,7 +50,9 @@ def test_two_processes_train_what_one_trains(world, tmp_path, adapter):
         assert a.keys() == b.keys()
         for name, value in a.items():
             assert value == pytest.approx(b[name], rel=1e-4 if name == "grad_norm" else 1e-5, abs=1e-5), name
-    weights = [load_file(tmp_path / name / "checkpoints/step-4/weights.safetensors") for name in ("one", "two")]
+    weights = [
+        load_file(tmp_path / name / "checkpoints/step-4/weights.safetensors") for name in ("one", "two")
+    ]
     for name, value in weights[0].items():
         assert (value - weights[1][name]).abs().max() < 1e-4
 

@@ -1,4 +1,5 @@
-"""`diffpref train` through the real command line: what it leaves behind, resuming, and every kind of bad input."""
+"""`diffpref train` through the real command line: what it leaves behind, resuming, and every kind of bad
+input."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffpref.families.miniature import stable_diffusion
-from tests.miniatures import config, diffpref, diffpref_here, environment, metrics, rows, write_config, write_pairs
+from tests.miniatures import (
+    config,
+    diffpref,
+    diffpref_here,
+    environment,
+    metrics,
+    rows,
+    write_config,
+    write_pairs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,11 @@ def full(world):
 
 def test_a_run_with_everything_on_leaves_what_is_promised(world, tmp_path):
     folder, printed = run(world, tmp_path, **full(world))
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["base.png", "step-3.png", "step-6.png"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "base.png",
+        "step-3.png",
+        "step-6.png",
+    ]
     with Image.open(folder / "samples/step-6.png") as grid:
         assert grid.width > 2 * 128
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-4", "step-6"]
@@ -104,7 +118,12 @@ def test_the_trained_model_is_not_the_base_and_averaged_weights_are_exported(wor
 
 def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path):
     """Everything random or stateful is on; one run is stopped by SIGTERM in the middle, the other is not."""
-    changes = full(world) | {"train__steps": 40, "checkpoint__every": 0, "sampling__every": 0, "validation__every": 10}
+    changes = full(world) | {
+        "train__steps": 40,
+        "checkpoint__every": 0,
+        "sampling__every": 0,
+        "validation__every": 10,
+    }
     whole, _ = run(world, tmp_path, "whole", **changes)
     tree = config(world / "model", world / "pairs.parquet", tmp_path / "stopped", **changes)
     path = write_config(tmp_path / "stopped.toml", tree)
@@ -149,7 +168,9 @@ def test_micro_batches_do_not_change_the_result(world, tmp_path):
         assert a["margin"] == pytest.approx(b["margin"], abs=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"train__mixed_precision": "bf16"}, {"model__gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changes", [{"train__mixed_precision": "bf16"}, {"model__gradient_checkpointing": True}]
+)
 def test_first_margin_is_exactly_zero(world, tmp_path, changes):
     folder, _ = run(world, tmp_path, train__steps=2, **changes)
     assert metrics(folder)[0]["margin"] == 0.0
@@ -161,7 +182,8 @@ def test_lora_starts_at_the_base_loads_in_diffusers_and_acts_with_its_alpha(worl
     from diffusers import StableDiffusionPipeline
 
     folder, _ = run(
-        world, tmp_path, adapter__type="lora", adapter__rank=4, adapter__alpha=16.0, train__learning_rate=1e-2,
+        world, tmp_path, adapter__type="lora", adapter__rank=4, adapter__alpha=16.0,
+        train__learning_rate=1e-2,
         train__mixed_precision=precision,
     )  # fmt: skip
     first = metrics(folder)[0]
@@ -289,7 +311,8 @@ def test_a_named_cache_of_another_model_is_refused(world, tmp_path):
 
 
 def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(world, tmp_path):
-    """The limit on file size stands for a full disk: LoRA weights of step 2 fit, a grown metrics file is not hit."""
+    """The limit on file size stands for a full disk: LoRA weights of step 2 fit, a grown metrics file is not
+    hit."""
     folder, _ = run(world, tmp_path, train__steps=2)
     tree = config(world / "model", world / "pairs.parquet", folder, train__steps=4)
 
@@ -311,7 +334,9 @@ def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(world, tmp_path)
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(world, tmp_path):
     # at step 1 the margin is 0 and the loss is log 2, but its gradient is beyond fp32
-    folder, printed = run(world, tmp_path, expect=2, objective__beta=1e38, train__steps=4, checkpoint__every=1)
+    folder, printed = run(
+        world, tmp_path, expect=2, objective__beta=1e38, train__steps=4, checkpoint__every=1
+    )
     assert "the gradient of step 1 is not finite" in printed
     assert "ids" in printed
     assert not (folder / "checkpoints").exists()

@@ -37,7 +37,9 @@ def build(tmp_path, family, table=None, named=False, folder="cache", **settings)
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def test_latents_are_the_vaes_winner_first(tmp_path, family):
@@ -64,7 +66,9 @@ def test_each_image_gets_its_own_caption(tmp_path, family, captions):
         if captions == "shared":
             texts = [row["caption"], row["caption"]]
         else:
-            texts = [row["caption_0"], row["caption_1"]] if first_wins else [row["caption_1"], row["caption_0"]]
+            texts = (
+                [row["caption_0"], row["caption_1"]] if first_wins else [row["caption_1"], row["caption_0"]]
+            )
         found = cache.conditioning(cache.captions([number])[0].tolist())["prompt_embeds"]
         assert torch.allclose(found, family.encode_prompts(texts)["prompt_embeds"], atol=1e-5)
     assert torch.allclose(

@@ -40,7 +40,9 @@ def test_cosine_is_half_way_down_in_the_middle():
 
 
 def test_warm_up_and_linear_join_at_the_peak():
-    assert rates(steps=6, warmup_steps=2, schedule="linear") == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    assert rates(steps=6, warmup_steps=2, schedule="linear") == pytest.approx(
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    )
 
 
 def test_warm_up_over_all_steps_does_not_divide_by_zero():
