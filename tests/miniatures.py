@@ -1,5 +1,4 @@
-"""Small real inputs for tests: preference pairs in Parquet, configs, and the command line in a process of
-its own."""
+"""Small real inputs for tests: pairs in Parquet, configs, a LoRA, and the command line in a process."""
 
 from __future__ import annotations
 
@@ -17,7 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomlkit
+import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+
+from diffpref.families.miniature import build_stable_diffusion
 
 SIDE = 32
 WORDS = ("red", "blue", "green circle", "a blue square", "two red things")
@@ -114,3 +117,22 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in TIMING_KEYS} for row in found]
+
+
+def save_lora(folder: Path, base: str | None, seed: int = 1) -> None:
+    """A LoRA of rank 2 on the UNet's attention, in diffusers' format; with ``base``, as diffpref does."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline = build_stable_diffusion()
+    torch.manual_seed(seed)
+    pipeline.unet.add_adapter(
+        LoraConfig(
+            r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]
+        )
+    )
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+    if base is not None:
+        (folder / "diffpref.json").write_text(json.dumps({"base": base}))

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from diffpref.config import DataConfig
 from diffpref.data.cached import LatentCache
-from diffpref.data.decode import IDENTICAL, DecodedPair, PairDecoder
+from diffpref.data.decode import DecodedPair, PairDecoder
 from diffpref.data.images import as_tensor
-from diffpref.data.pairs import PairTable
+from diffpref.data.pairs import IDENTICAL, PairTable
 from diffpref.data.schema import caption_columns
 from diffpref.data.tensors import save_tensors, told_when_disk_is_full
 from diffpref.errors import UserError

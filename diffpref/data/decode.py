@@ -12,13 +12,11 @@ from diffpref.data.images import PixelSample, to_pixels
 from diffpref.data.pairs import PairTable
 
 CHUNK = 16
-IDENTICAL = "both images are the same"
 
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """Pair `index` of the table: winner and loser at training size, or None and the reason why it cannot be
-    used."""
+    """Pair `index` of the table: winner and loser at training size, or None and why it cannot be used."""
 
     index: int
     id: int
@@ -37,9 +35,7 @@ class PairDecoder:
         self._table, self._resolution = table, resolution
         self._pool: ProcessPoolExecutor | None = None
         if workers:
-            context = multiprocessing.get_context(
-                "spawn"
-            )  # forking a process that runs torch threads can hang
+            context = multiprocessing.get_context("spawn")  # forking beside torch's threads can hang
             self._pool = ProcessPoolExecutor(
                 workers, context, initializer=_start_worker, initargs=(table, resolution)
             )
@@ -52,8 +48,7 @@ class PairDecoder:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def decode(self, start: int, stop: int) -> Iterator[DecodedPair]:
-        """Pairs start..stop-1 in order. Raises UserError when too many rows are bad
-        (`PairTable.try_load`)."""
+        """Pairs start..stop-1 in order. Raises UserError when too many rows are bad."""
         if self._pool is None:
             for index in range(start, stop):
                 yield _decode(self._table, index, self._resolution)
@@ -64,17 +59,11 @@ class PairDecoder:
 
 
 def _decode(table: PairTable, index: int, resolution: int) -> DecodedPair:
-    bad_before, named_before = table.stats.bad, len(table.stats.first_bad)
     pair = table.try_load(index)
     if pair is not None:
         images = (to_pixels(pair.winner_image, resolution), to_pixels(pair.loser_image, resolution))
         return DecodedPair(index, pair.id, pair.source, images)
-    if table.stats.bad == bad_before:
-        reason = IDENTICAL
-    else:
-        named = table.stats.first_bad[named_before:]
-        reason = named[-1].reason if named else "an image cannot be decoded"
-    return DecodedPair(index, table.pair_id(index), table.source(index), None, reason)
+    return DecodedPair(index, table.pair_id(index), table.source(index), None, table.problem(index))
 
 
 _WORKER: tuple[PairTable, int] | None = None  # set once in each worker process

@@ -1,5 +1,4 @@
-"""Random-initialised miniatures of the real model classes, built offline in a second: for tests and dry
-runs."""
+"""Random-initialised miniatures of the real model classes, built offline in a second."""
 
 from __future__ import annotations
 
@@ -16,15 +15,21 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def stable_diffusion(
     folder: str | Path, prediction_type: str = "epsilon", seed: int = 0, **unet: Any
 ) -> Path:
-    """Write a miniature Stable Diffusion (0.3M parameters, 8x VAE, text width 32, 77 tokens) and return its
-    folder.
+    """Write `build_stable_diffusion(...)` to `folder`, in diffusers' format, and return the folder."""
+    build_stable_diffusion(prediction_type, seed, **unet).save_pretrained(folder)
+    return Path(folder)
+
+
+def build_stable_diffusion(
+    prediction_type: str = "epsilon", seed: int = 0, **unet: Any
+) -> StableDiffusionPipeline:
+    """A miniature Stable Diffusion: 0.3M parameters, 8x VAE, text width 32, 77 tokens.
 
     `unet`: further or other settings of UNet2DConditionModel. The same seed gives the same weights.
     """
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        pipeline = StableDiffusionPipeline(
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StableDiffusionPipeline(
             vae=_vae(),
             text_encoder=_text_encoder(),
             tokenizer=tokenizer(),
@@ -34,10 +39,6 @@ def stable_diffusion(
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    finally:
-        torch.set_rng_state(state)
-    pipeline.save_pretrained(folder)
-    return Path(folder)
 
 
 def tokenizer() -> CLIPTokenizer:

@@ -12,9 +12,10 @@ from PIL import Image
 
 from diffpref import generation
 from diffpref.errors import UserError
+from diffpref.families.miniature import build_stable_diffusion
 from diffpref.generation import generate, read_manifest, read_rows
 from diffpref.pipelines import LoadedPipeline, build_scheduler, load_pipeline
-from tests.miniature_sd import build_pipeline, save_lora
+from tests.miniatures import save_lora
 
 SUITE = str(Path(__file__).parents[1] / "data" / "suite.toml")
 
@@ -22,7 +23,7 @@ SUITE = str(Path(__file__).parents[1] / "data" / "suite.toml")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    build_pipeline().save_pretrained(folder)
+    build_stable_diffusion().save_pretrained(folder)
     return folder
 
 
@@ -131,7 +132,7 @@ def test_a_folder_of_other_settings_is_refused_and_left_as_it_was(model: Path, t
     other.write_text(Path(SUITE).read_text().replace("steps = 2", "steps = 3"))
     with pytest.raises(UserError, match=r"suite.steps: 2 -> 3"):
         generate(str(model), str(other), out)
-    build_pipeline(seed=9).save_pretrained(tmp_path / "model9")
+    build_stable_diffusion(seed=9).save_pretrained(tmp_path / "model9")
     with pytest.raises(UserError, match="model_fingerprint"):
         generate(str(tmp_path / "model9"), SUITE, out)
     assert before == {path.name: path.read_bytes() for path in out.glob("manifest*")}
@@ -177,7 +178,7 @@ def test_mistakes_in_the_model_are_named(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_draws_nan_is_an_error_and_not_a_black_image(model: Path, tmp_path: Path) -> None:
-    pipeline = build_pipeline()
+    pipeline = build_stable_diffusion()
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(float("nan"))
     pipeline.save_pretrained(tmp_path / "nan")
@@ -188,7 +189,7 @@ def test_a_model_that_draws_nan_is_an_error_and_not_a_black_image(model: Path, t
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmsolver++", "pndm"])
 def test_every_scheduler_keeps_the_models_noise_schedule(name: str, model: Path, tmp_path: Path) -> None:
-    config = build_pipeline().scheduler.config
+    config = build_stable_diffusion().scheduler.config
     scheduler = build_scheduler(name, config)
     expected = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     assert torch.allclose(scheduler.betas, expected)
