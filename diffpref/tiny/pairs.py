@@ -1,6 +1,7 @@
 """The shipped preference pairs: images of several checkpoints, labelled by the oracle as noisy humans would.
 
-Run `python -m diffpref.tiny.pairs --work DIR` after `python -m diffpref.tiny.pretrain --work DIR`.
+Run `python -m diffpref.tiny.pairs --work DIR --out DIR` after `python -m diffpref.tiny.pretrain --work DIR`;
+under `torchrun --nproc_per_node 2` (with `--threads 1`) two processes share the work.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffpref.tiny.grammar import is_held_out, kind_caption
 from diffpref.tiny.oracle import Judgement, judge
 from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEPS, assemble, load_tokenizer, load_vae, say
 from diffpref.tiny.scenes import KINDS, sample_scene
+from diffpref.tiny.team import Team
 
 TRAIN_PAIRS, VALIDATION_PAIRS = 3_200, 320
 CHUNK = 40
@@ -141,7 +143,8 @@ def make_split(
     """All pairs of a split; finished chunks are kept in `work`, so a killed run goes on where it was."""
     folder = work / "pairs" / split
     folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, count, CHUNK):
+    team = Team.join()
+    for start in range(team.rank * CHUNK, count, team.world * CHUNK):
         path = folder / f"{start:06d}.parquet"
         if path.exists():
             continue
@@ -156,6 +159,7 @@ def make_split(
         pq.write_table(pa.Table.from_pylist(rows), staged)
         staged.replace(path)
         say(f"{split} pairs {min(count, start + CHUNK)}/{count}")
+    team.wait()
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("*.parquet")))
 
 
@@ -175,7 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for split, count in (("validation", VALIDATION_PAIRS), ("train", TRAIN_PAIRS)):
         table = make_split(split, count, pipelines, options.work, say)
-        pq.write_table(table, options.out / f"{split}.parquet", compression="zstd", row_group_size=400)
+        if Team.join().leads:
+            pq.write_table(table, options.out / f"{split}.parquet", compression="zstd", row_group_size=400)
 
 
 if __name__ == "__main__":

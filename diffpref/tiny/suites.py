@@ -1,4 +1,4 @@
-"""Writes the suites of held-out prompts: `python -m diffpref.tiny.suites --out eval/suites`."""
+"""Writes the suites of the small world: `python -m diffpref.tiny.suites --out eval/suites`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from diffpref.tiny.scenes import COLORS, KINDS, SHAPES
 
 SEED = 97
 STEPS, GUIDANCE = 16, 3.5
-FULL = dict(zip(KINDS, (5, 26, 94, 36, 180, 259), strict=True))
+FULL = dict(zip(KINDS, (5, 26, 94, 36, 100, 339), strict=True))
 """Prompts of each kind in the full suite: kinds with few distinct prompts have fewer."""
-DEMO = dict(zip(KINDS, (5, 20, 30, 25, 40, 40), strict=True))
+DEMO = dict(zip(KINDS, (5, 20, 30, 25, 30, 50), strict=True))
+TUNE = dict(zip(KINDS, (5, 15, 30, 20, 35, 95), strict=True))
+"""Prompts for choosing recipes: never held-out ones, so that no choice looks at what results are told on."""
 
 
 def _contents(kind: str) -> list[str]:
@@ -39,14 +41,14 @@ def _contents(kind: str) -> list[str]:
     return [listing(list(pair)) for pair in pairs]
 
 
-def held_out_prompts(kind: str) -> list[str]:
-    """All held-out prompts of a kind, shuffled by a fixed seed."""
-    prompts = [p + body for body in _contents(kind) for p in PREFIXES if is_held_out(p + body)]
+def suite_prompts(kind: str, held_out: bool = True) -> list[str]:
+    """All held-out prompts of a kind (or all others), shuffled by a fixed seed."""
+    prompts = [p + body for body in _contents(kind) for p in PREFIXES if is_held_out(p + body) == held_out]
     order = np.random.default_rng([SEED, KINDS.index(kind)]).permutation(len(prompts))
     return [prompts[k] for k in order]
 
 
-def _suite(name: str, description: str, counts: dict[str, int]) -> str:
+def _suite(name: str, description: str, counts: dict[str, int], held_out: bool = True) -> str:
     lines = [
         f'name = "{name}"',
         f'description = "{description}"',
@@ -59,7 +61,7 @@ def _suite(name: str, description: str, counts: dict[str, int]) -> str:
         "seeds = [0]",
     ]
     for kind, count in counts.items():
-        for prompt in islice(held_out_prompts(kind), count):
+        for prompt in islice(suite_prompts(kind, held_out), count):
             lines += ["", "[[prompts]]", f'text = "{prompt}"', f'kind = "{kind}"']
     return "\n".join(lines) + "\n"
 
@@ -72,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     described = "held-out prompts of the small world, GenEval's six kinds"
     atomic_write_text(out / "tiny.toml", _suite("tiny", f"{sum(FULL.values())} {described}", FULL))
     atomic_write_text(out / "tiny-demo.toml", _suite("tiny-demo", f"{sum(DEMO.values())} {described}", DEMO))
+    tune = f"{sum(TUNE.values())} prompts that training may have seen, for choosing recipes"
+    atomic_write_text(out / "tiny-tune.toml", _suite("tiny-tune", tune, TUNE, held_out=False))
 
 
 if __name__ == "__main__":

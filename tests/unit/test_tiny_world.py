@@ -16,7 +16,7 @@ from diffpref.tiny.grammar import describe, is_held_out, kind_caption, parse_pro
 from diffpref.tiny.oracle import FACTS_WEIGHT, STYLE_PARTS, check_facts, judge, parse_image
 from diffpref.tiny.render import render
 from diffpref.tiny.scenes import KINDS, SIZE, Scene, Style, Thing, relation, sample_scene
-from diffpref.tiny.suites import FULL, held_out_prompts
+from diffpref.tiny.suites import FULL, suite_prompts
 
 PLAIN = Style(tone="light", lightness=0.92, texture="plain", outline=False, saturation=0.9, size="large")
 RED_CIRCLE = Thing("circle", "red", 16, 32, 10)
@@ -176,7 +176,7 @@ def test_every_caption_parses_to_its_own_kind() -> None:
 
 
 def test_suites_and_training_captions_are_disjoint() -> None:
-    suite = {prompt for kind in FULL for prompt in held_out_prompts(kind)}
+    suite = {prompt for kind in FULL for prompt in suite_prompts(kind)}
     trained = {caption for index in range(1500) for caption in example(23, index).captions}
     assert all(is_held_out(prompt) for prompt in suite)
     assert not suite & trained
