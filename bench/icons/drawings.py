@@ -49,6 +49,12 @@ def through_vae(images: Sequence[Image.Image], vae: AutoencoderKL) -> Tensor:
     return torch.cat(parts)
 
 
+def both_styles(pairs: Sequence[PreferencePair], vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """The winners' and the losers' drawings as the measurements see them."""
+    winners = through_vae([pair.winner_image for pair in pairs], vae)
+    return winners, through_vae([pair.loser_image for pair in pairs], vae)
+
+
 def load_generated(folder: Path) -> dict[str, Tensor]:
     """Prompt -> uint8 [3, SIDE, SIDE] of a folder that `diffpref generate` wrote with one seed per prompt."""
     found: dict[str, Tensor] = {}
