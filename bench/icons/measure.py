@@ -127,8 +127,9 @@ def measure(models: dict[str, str], grid_path: Path) -> str:
             "| --- | --- | --- | --- | --- |",
             *lines,
             "",
-            f"{len(images)} prompts; {len(held_out)} held-out pairs, {DRAWS} draws each; Wilson 95 % "
-            f"intervals. The classifier of styles is right on {share(right)} of {len(right)} held-out drawings.",
+            f"{len(images)} prompts; {len(held_out)} held-out pairs, {DRAWS} draws each; Wilson "
+            f"95 % intervals. The classifier of styles is right on {share(right)} of {len(right)} held-out "
+            "drawings.",
         ]
     )
 

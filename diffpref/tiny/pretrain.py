@@ -103,6 +103,7 @@ def export(work: Path, out: Path) -> None:
     pipeline = assemble(work, BASE_STEP, load_vae(work), load_tokenizer(work))
     pipeline.unet.half()
     pipeline.vae.half()
+    pipeline.vae.register_to_config(_name_or_path="")  # else the work folder's path is shipped
     pipeline.save_pretrained(out, safe_serialization=True)
 
 
