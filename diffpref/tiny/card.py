@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 from diffusers import StableDiffusionPipeline
 
 from diffpref.evaluators.stats import wilson_interval
@@ -17,10 +18,13 @@ from diffpref.generation import generate
 from diffpref.paths import atomic_write_text, resolve_existing
 from diffpref.scoring import score
 from diffpref.tiny import denoiser, vae
+from diffpref.tiny.bank import example
+from diffpref.tiny.oracle import reads_all
 from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEPS
 from diffpref.tiny.scenes import KINDS
 
 MODEL = "tiny:model"
+JUDGED, JUDGED_SEED = 5_000, 71
 
 
 def _sizes() -> list[str]:
@@ -49,6 +53,19 @@ def _scores(folder: Path) -> list[str]:
             f"| {kind} | {len(chosen)} | {right / len(chosen):.1%} | {low:.1%} to {high:.1%} | {facts:.1%} |"
         )
     return lines
+
+
+def _oracle_accuracy() -> str:
+    """How often the judge itself is right: on scenes whose content is known."""
+    scenes = [example(JUDGED_SEED, index) for index in range(JUDGED)]
+    clean = sum(reads_all(one.image, one.scene.things) for one in scenes) / JUDGED
+    pipeline = StableDiffusionPipeline.from_pretrained(resolve_existing(MODEL, "small model"))
+    with torch.no_grad():
+        kept = vae.reconstruction_accuracy(pipeline.vae, JUDGED, JUDGED_SEED)
+    return (
+        f"The oracle reads every shape, colour and relation in {clean:.2%} of {JUDGED} clean renders and in "
+        f"{kept:.2%} of their reconstructions by the autoencoder."
+    )
 
 
 def card(work: Path) -> str:
@@ -80,6 +97,8 @@ def card(work: Path) -> str:
             "Oracle on the suite `tiny` (held-out prompts, DDIM, one seed; Wilson intervals):",
             "",
             *_scores(folder),
+            "",
+            _oracle_accuracy(),
             "",
         ]
     )

@@ -222,6 +222,13 @@ def check_facts(things: tuple[Thing, ...], claim: Claim) -> dict[str, bool]:
     return facts
 
 
+def reads_all(image: Image.Image, things: tuple[Thing, ...]) -> bool:
+    """Whether the oracle finds these very shapes and colours in `image`, and what a caption says of them."""
+    seen = parse_image(image).things
+    looks = [sorted((t.shape, t.color) for t in each) for each in (seen, things)]
+    return looks[0] == looks[1] and all(check_facts(seen, parse_prompt(describe(things))).values())
+
+
 def judge(image: Image.Image, prompt: str) -> Judgement:
     """Scores `image` against `prompt`.
 

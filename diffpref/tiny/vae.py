@@ -13,7 +13,7 @@ from torch import nn
 
 from diffpref.tiny.bank import example, pixels
 from diffpref.tiny.doodles import doodle
-from diffpref.tiny.oracle import parse_image
+from diffpref.tiny.oracle import reads_all
 from diffpref.tiny.progress import load_progress, save_progress
 from diffpref.tiny.scenes import DRAWABLE, SHAPES, SIZE
 from diffpref.tiny.team import Team
@@ -165,12 +165,12 @@ def reconstruction_accuracy(vae: AutoencoderKL, count: int, seed: int = SEED + 2
     """Share of `count` reconstructions in which the oracle reads every thing of the scene."""
     right = 0
     for start in range(0, count, 64):
-        scenes = [example(seed, k) for k in range(start, min(count, start + 64))]
-        images = torch.from_numpy(pixels([s.image for s in scenes]))
+        examples = [example(seed, k) for k in range(start, min(count, start + 64))]
+        images = torch.from_numpy(pixels([e.image for e in examples]))
         output = vae.decode(vae.encode(images).latent_dist.mean).sample
-        for one, scene in zip(to_images(output), scenes, strict=True):
-            seen = sorted((t.shape, t.color) for t in parse_image(one).things)
-            right += seen == sorted((t.shape, t.color) for t in scene.scene.things)
+        right += sum(
+            reads_all(one, e.scene.things) for one, e in zip(to_images(output), examples, strict=True)
+        )
     return right / count
 
 
