@@ -40,6 +40,7 @@ def save_progress(
     (staged / "progress.json").write_text(json.dumps({"step": step, **notes}))
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
         os.replace(folder, old)
     os.replace(staged, folder)
     shutil.rmtree(old, ignore_errors=True)
