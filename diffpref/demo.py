@@ -53,10 +53,11 @@ def run_demo(out: Path, objectives: list[str]) -> Path:
 def _chosen(objectives: list[str]) -> list[str]:
     for name in objectives:
         if name not in OBJECTIVES:
+            close = nearest(name, OBJECTIVES)
             raise UserError(
                 f"the demo has no objective {name!r}",
-                f"it has {', '.join(OBJECTIVES)}",
-                nearest(name, OBJECTIVES),
+                why=f"it has {', '.join(OBJECTIVES)}",
+                fix=f"did you mean {close!r}?" if close else "",
             )
     return list(dict.fromkeys(objectives)) or list(OBJECTIVES)
 
