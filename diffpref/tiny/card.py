@@ -20,7 +20,7 @@ from diffpref.scoring import score
 from diffpref.tiny import denoiser, vae
 from diffpref.tiny.bank import example
 from diffpref.tiny.oracle import reads_all
-from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEPS
+from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEP, WEAKER_STEP
 from diffpref.tiny.scenes import KINDS
 
 MODEL = "tiny:model"
@@ -72,7 +72,6 @@ def card(work: Path) -> str:
     """The card as Markdown; images and scores stay in `work`."""
     folder = generate(MODEL, "tiny", work, batch=40)
     score(folder, ["oracle"])
-    later = " and ".join(str(step) for step in STRONGER_STEPS)
     return "\n".join(
         [
             "---",
@@ -92,7 +91,7 @@ def card(work: Path) -> str:
             f"Autoencoder: {vae.STEPS} steps of {vae.BATCH} images, then {vae.SHARPEN_STEPS} and "
             f"{vae.REFINE_STEPS} with a term for edges. UNet and text encoder: {BASE_STEP} steps of "
             f"{denoiser.BATCH} images, moving average of the weights. The preference pairs also hold images "
-            f"of steps {later} of the same run.",
+            f"of steps {WEAKER_STEP} and {STRONGER_STEP} of the same run.",
             "",
             "Oracle on the suite `tiny` (held-out prompts, DDIM, one seed; Wilson intervals):",
             "",

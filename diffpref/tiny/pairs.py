@@ -23,13 +23,21 @@ from PIL import Image
 
 from diffpref.tiny.grammar import is_held_out, kind_caption
 from diffpref.tiny.oracle import Judgement, judge
-from diffpref.tiny.pretrain import BASE_STEP, STRONGER_STEPS, assemble, load_tokenizer, load_vae, say
+from diffpref.tiny.pretrain import (
+    BASE_STEP,
+    STRONGER_STEP,
+    WEAKER_STEP,
+    assemble,
+    load_tokenizer,
+    load_vae,
+    say,
+)
 from diffpref.tiny.scenes import KINDS, sample_scene
 from diffpref.tiny.team import Team
 
 TRAIN_PAIRS, VALIDATION_PAIRS = 3_200, 320
 CHUNK = 40
-SOURCES = {BASE_STEP: 0.4} | {step: 0.6 / len(STRONGER_STEPS) for step in STRONGER_STEPS}
+SOURCES = {WEAKER_STEP: 0.4, BASE_STEP: 0.3, STRONGER_STEP: 0.3}
 """Share of the images drawn from each checkpoint (by its pretraining step)."""
 GUIDANCE = (2.0, 3.5, 5.0, 7.5)
 SAMPLING_STEPS = 16

@@ -22,10 +22,10 @@ from diffpref.tiny.team import Team
 from diffpref.tiny.tokenizer import build_tokenizer
 from diffpref.tiny.vae import refine_vae, sharpen_vae, train_vae
 
-BASE_STEP = 5_800
+BASE_STEP = 6_200
 """The checkpoint that is shipped as the base: imperfect on purpose."""
-STRONGER_STEPS = (6_200, 6_400)
-"""Later checkpoints of the same run; the preference pairs hold their images too."""
+WEAKER_STEP, STRONGER_STEP = 5_800, 6_400
+"""Other checkpoints of the same run; the preference pairs hold their images too."""
 
 _started = time.monotonic()
 

@@ -14,7 +14,7 @@ from diffpref.tiny.scenes import COLORS, KINDS, SHAPES
 
 SEED = 97
 STEPS, GUIDANCE = 16, 3.5
-FULL = dict(zip(KINDS, (5, 26, 94, 36, 40, 399), strict=True))
+FULL = dict(zip(KINDS, (5, 26, 94, 36, 60, 379), strict=True))
 """Prompts of each kind in the full suite: kinds with few distinct prompts have fewer."""
 DEMO = dict(zip(KINDS, (5, 20, 30, 25, 30, 50), strict=True))
 TUNE = dict(zip(KINDS, (5, 15, 30, 20, 35, 95), strict=True))
