@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bench.icons.classifier import in_winners_style, train_classifier
+from bench.icons.classifier import StyleClassifier, in_winners_style, train_classifier
 from bench.icons.drawings import both_styles, load_generated, load_pairs, load_vae
 from diffpref.config import TrainConfig, load_train_config
 from diffpref.data.cache import build_cache
@@ -96,28 +96,44 @@ def grid(pairs: list[PreferencePair], generated: dict[str, dict[str, Tensor]]) -
     return draw_grid(rows, names)
 
 
+@dataclass(frozen=True)
+class Judges:
+    """What every model is measured with: the classifier, the drawings and their names, the base's errors."""
+
+    style: StyleClassifier
+    drawings: Tensor
+    names: list[str]
+    config: TrainConfig
+    base: HeldOutErrors
+
+    def line(self, name: str, model: str, images: dict[str, Tensor]) -> str:
+        """A model's line of the table."""
+        stack = torch.stack(list(images.values()))
+        nearest = nearest_names(stack, self.drawings, self.names)
+        recognised = torch.tensor([a == b for a, b in zip(nearest, images, strict=True)])
+        errors = held_out_errors(self.config, model)
+        gained = "" if name == "base" else share(errors.prefers_more_than(self.base))
+        return (
+            f"| {name} | {share(in_winners_style(self.style, stack))} | {share(recognised)} | "
+            f"{share(errors.prefers_winner())} | {gained} |"
+        )
+
+
 def measure(models: dict[str, str], grid_path: Path) -> str:
     vae = load_vae(models["base"])
     pairs, held_out = load_pairs(PAIRS), load_pairs(PAIRS.with_name("validation.parquet"))
     winners, losers = both_styles(pairs, vae)
-    judge = train_classifier(winners, losers)
+    style = train_classifier(winners, losers)
     flat, shaded = both_styles(held_out, vae)
-    right = torch.cat([in_winners_style(judge, flat), ~in_winners_style(judge, shaded)])
+    right = torch.cat([in_winners_style(style, flat), ~in_winners_style(style, shaded)])
     config = load_train_config("icons-dpo")
-    drawings, names = torch.cat([winners, losers]), [pair.winner_caption for pair in pairs] * 2
-    base_errors = held_out_errors(config, models["base"])
-    generated, lines = {}, []
-    for name, model in models.items():
-        generated[name] = load_generated(generate(model, "icons", Path("runs/icons-eval") / name, batch=50))
-        images = torch.stack(list(generated[name].values()))
-        named = nearest_names(images, drawings, names)
-        recognised = torch.tensor([a == b for a, b in zip(named, generated[name], strict=True)])
-        errors = held_out_errors(config, model)
-        gained = "" if name == "base" else share(errors.prefers_more_than(base_errors))
-        lines.append(
-            f"| {name} | {share(in_winners_style(judge, images))} | {share(recognised)} | "
-            f"{share(errors.prefers_winner())} | {gained} |"
-        )
+    names = [pair.winner_caption for pair in pairs] * 2
+    base = held_out_errors(config, models["base"])
+    judges = Judges(style, torch.cat([winners, losers]), names, config, base)
+    generated = {
+        name: load_generated(generate(model, "icons", Path("runs/icons-eval") / name, batch=50))
+        for name, model in models.items()
+    }
     grid_path.parent.mkdir(parents=True, exist_ok=True)
     grid(pairs, generated).save(grid_path, optimize=True)
     return "\n".join(
@@ -125,9 +141,9 @@ def measure(models: dict[str, str], grid_path: Path) -> str:
             "| model | drawn in the winner's style | nearest drawing has the name | error: winner < loser "
             "| margin against base > 0 |",
             "| --- | --- | --- | --- | --- |",
-            *lines,
+            *(judges.line(name, model, generated[name]) for name, model in models.items()),
             "",
-            f"{len(images)} prompts; {len(held_out)} held-out pairs, {DRAWS} draws each; Wilson "
+            f"{len(generated['base'])} prompts; {len(held_out)} held-out pairs, {DRAWS} draws each; Wilson "
             f"95 % intervals. The classifier of styles is right on {share(right)} of {len(right)} held-out "
             "drawings.",
         ]
