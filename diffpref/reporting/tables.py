@@ -44,7 +44,10 @@ def markdown_table(report: dict[str, Any]) -> str:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """One sentence: how many candidates beat the baseline in the primary metric, and which is best."""
+    """One sentence: how many candidates beat the baseline in the primary metric, and which is best.
+
+    Where no mean is clearly better, it names those whose win rate is above one half with its whole interval.
+    """
     names, base = report["candidates"], report["baseline"]
     label = report["metrics"][report["primary"]]["label"].lower()
     cells = {name: report["results"][name][report["primary"]] for name in names}
@@ -55,7 +58,12 @@ def headline(report: dict[str, Any]) -> str:
             return f"No clear difference in {label} between {names[0]} and {base}."
         return f"{names[0]} is {verdict} than {base} in {label}."
     if not better:
-        return f"None of the {len(names)} models is clearly better than {base} in {label}."
+        text = f"None of the {len(names)} models is clearly better than {base} in mean {label}"
+        winning = [name for name in names if cells[name]["win_rate_interval"][0] > 0.5]
+        if winning:
+            verb = "wins" if len(winning) == 1 else "win"
+            text += f", yet {', '.join(winning)} {verb} more prompts than {base}"
+        return f"{text}."
     best = max(better, key=lambda name: abs(cells[name]["difference"]))
     count = "All" if len(better) == len(names) else f"{len(better)} of"
     verb = "is" if len(better) == 1 else "are"

@@ -25,8 +25,8 @@ BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<name>\S+) -->\n)?```bash\
 
 SMALLER = """#!/bin/bash
 case "$1" in
-  train) set -- "$@" --train.steps 3 --train.warmup_steps 1 --train.batch_size 4 --train.threads 1 --log.every 1 \\
-                     --sampling.count 2 --sampling.steps 2 ;;
+  train) set -- "$@" --train.steps 3 --train.warmup_steps 1 --train.batch_size 4 --train.threads 1 \\
+                     --log.every 1 --sampling.count 2 --sampling.steps 2 ;;
   generate) set -- "$@" --limit 3 ;;
 esac
 exec "{python}" -m diffpref "$@"

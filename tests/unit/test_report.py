@@ -19,7 +19,7 @@ from diffpref.reporting.formatting import change, change_interval, interval, num
 from diffpref.reporting.loading import load_folders
 from diffpref.reporting.pictures import build_grid, embed
 from diffpref.reporting.report import write_report
-from diffpref.reporting.tables import markdown_table
+from diffpref.reporting.tables import headline, markdown_table
 from tests.report_folders import scored_folder, training_run
 
 
@@ -121,6 +121,25 @@ def test_a_better_model_is_called_better_and_an_equal_one_not(report: dict) -> N
     assert (sft["difference"], sft["p"], sft["verdict"]) == (0.0, 1.0, "no clear difference")
     assert report["headline"] == "1 of 2 models is better than base in utility; dpo gains the most."
     assert any("sft has exactly the weights of base" in note for note in report["notes"])
+
+
+def test_headline_tells_small_frequent_gains_from_none() -> None:
+    """A mean can hide that most prompts got a little better while a few got much worse."""
+
+    def cell(low: float) -> dict[str, object]:
+        return {"verdict": "no clear difference", "difference": 0.0, "win_rate_interval": [low, 0.9]}
+
+    report = {
+        "candidates": ["dpo", "sft"],
+        "baseline": "base",
+        "primary": "oracle",
+        "metrics": {"oracle": {"label": "Utility"}},
+        "results": {"dpo": {"oracle": cell(0.6)}, "sft": {"oracle": cell(0.4)}},
+    }
+    none = "None of the 2 models is clearly better than base in mean utility"
+    assert headline(report) == f"{none}, yet dpo wins more prompts than base."
+    report["results"]["dpo"]["oracle"]["win_rate_interval"] = [0.5, 0.9]
+    assert headline(report) == f"{none}."
 
 
 def test_holm_runs_over_all_candidates_and_metrics(report: dict) -> None:
