@@ -128,6 +128,8 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
             [sys.executable, "-m", "diffpref", "train", str(pipe)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # a shell's background job ignores SIGINT, and would pass that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process,
         pipe.open("w"),
     ):  # opens once the other end is open too, and keeps the reader waiting
