@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate
 
 from bench.icons.classifier import StyleClassifier, in_winners_style, train_classifier
 from bench.icons.drawings import both_styles, load_generated, load_pairs, load_vae
+from bench.icons.suite import PAIRS
 from diffpref.config import TrainConfig, load_train_config
 from diffpref.data.cache import build_cache
 from diffpref.data.pairs import PreferencePair, open_pairs
@@ -35,7 +36,6 @@ from diffpref.training.pair_errors import pair_errors
 from diffpref.training.samples import draw_grid
 
 MODELS = {name: f"runs/icons-{name}/model" for name in ("base", "sft", "dpo", "mapo")}
-PAIRS = Path("eval/icons/train.parquet")
 DRAWS, COLUMNS = 16, 10
 
 
@@ -98,21 +98,20 @@ def grid(pairs: list[PreferencePair], generated: dict[str, dict[str, Tensor]]) -
 
 @dataclass(frozen=True)
 class Judges:
-    """What every model is measured with: the classifier, the drawings and their names, the base's errors."""
+    """What every model is measured with: the classifier, the drawings and their names, the models' errors."""
 
     style: StyleClassifier
     drawings: Tensor
     names: list[str]
-    config: TrainConfig
-    base: HeldOutErrors
+    errors: dict[str, HeldOutErrors]
 
-    def line(self, name: str, model: str, images: dict[str, Tensor]) -> str:
+    def line(self, name: str, images: dict[str, Tensor]) -> str:
         """A model's line of the table."""
         stack = torch.stack(list(images.values()))
         nearest = nearest_names(stack, self.drawings, self.names)
         recognised = torch.tensor([a == b for a, b in zip(nearest, images, strict=True)])
-        errors = held_out_errors(self.config, model)
-        gained = "" if name == "base" else share(errors.prefers_more_than(self.base))
+        errors, base = self.errors[name], self.errors["base"]
+        gained = "" if name == "base" else share(errors.prefers_more_than(base))
         return (
             f"| {name} | {share(in_winners_style(self.style, stack))} | {share(recognised)} | "
             f"{share(errors.prefers_winner())} | {gained} |"
@@ -128,8 +127,8 @@ def measure(models: dict[str, str], grid_path: Path) -> str:
     right = torch.cat([in_winners_style(style, flat), ~in_winners_style(style, shaded)])
     config = load_train_config("icons-dpo")
     names = [pair.winner_caption for pair in pairs] * 2
-    base = held_out_errors(config, models["base"])
-    judges = Judges(style, torch.cat([winners, losers]), names, config, base)
+    errors = {name: held_out_errors(config, model) for name, model in models.items()}
+    judges = Judges(style, torch.cat([winners, losers]), names, errors)
     generated = {
         name: load_generated(generate(model, "icons", Path("runs/icons-eval") / name, batch=50))
         for name, model in models.items()
@@ -141,7 +140,7 @@ def measure(models: dict[str, str], grid_path: Path) -> str:
             "| model | drawn in the winner's style | nearest drawing has the name | error: winner < loser "
             "| margin against base > 0 |",
             "| --- | --- | --- | --- | --- |",
-            *(judges.line(name, model, generated[name]) for name, model in models.items()),
+            *(judges.line(name, images) for name, images in generated.items()),
             "",
             f"{len(generated['base'])} prompts; {len(held_out)} held-out pairs, {DRAWS} draws each; Wilson "
             f"95 % intervals. The classifier of styles is right on {share(right)} of {len(right)} held-out "

@@ -56,4 +56,5 @@ def test_a_lora_of_a_hub_model_with_dual_captions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", [{}, {"type": "lora"}])
 def test_the_snippet_is_python(tmp_path: Path, adapter: dict) -> None:
     _, body, _ = card(tmp_path, adapter=adapter)
-    compile(body.split("```python\n")[1].split("```")[0], "card", "exec")
+    snippet = body.split("```python\n")[1].split("```")[0]
+    assert "from_pretrained" in compile(snippet, "card", "exec").co_names

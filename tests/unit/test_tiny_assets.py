@@ -121,4 +121,5 @@ def test_pairs_open_as_training_data() -> None:
     table = open_pairs("tiny:pairs/train.parquet", ColumnsConfig(), "dual")
     for index in (0, len(table) - 1):
         pair = table.load(index)
-        parse_prompt(pair.winner_caption)
+        assert pair.winner_image.size == pair.loser_image.size == (64, 64)
+        assert parse_prompt(pair.winner_caption).total >= 1
