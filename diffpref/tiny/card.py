@@ -27,8 +27,7 @@ MODEL = "tiny:model"
 JUDGED, JUDGED_SEED = 5_000, 71
 
 
-def _sizes() -> list[str]:
-    pipeline = StableDiffusionPipeline.from_pretrained(resolve_existing(MODEL, "small model"))
+def _sizes(pipeline: StableDiffusionPipeline) -> list[str]:
     parts = {"UNet": pipeline.unet, "VAE": pipeline.vae, "text encoder": pipeline.text_encoder}
     lines = [
         f"| {name} | {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M |"
@@ -55,11 +54,10 @@ def _scores(folder: Path) -> list[str]:
     return lines
 
 
-def _oracle_accuracy() -> str:
+def _oracle_accuracy(pipeline: StableDiffusionPipeline) -> str:
     """How often the judge itself is right: on scenes whose content is known."""
     scenes = [example(JUDGED_SEED, index) for index in range(JUDGED)]
     clean = sum(reads_all(one.image, one.scene.things) for one in scenes) / JUDGED
-    pipeline = StableDiffusionPipeline.from_pretrained(resolve_existing(MODEL, "small model"))
     with torch.no_grad():
         kept = vae.reconstruction_accuracy(pipeline.vae, JUDGED, JUDGED_SEED)
     return (
@@ -70,6 +68,7 @@ def _oracle_accuracy() -> str:
 
 def card(work: Path) -> str:
     """The card as Markdown; images and scores stay in `work`."""
+    pipeline = StableDiffusionPipeline.from_pretrained(resolve_existing(MODEL, "small model"))
     folder = generate(MODEL, "tiny", work, batch=40)
     score(folder, ["oracle"])
     return "\n".join(
@@ -86,7 +85,7 @@ def card(work: Path) -> str:
             "`python -m diffpref.tiny.pretrain` on rendered scenes. Loads with",
             "`diffusers.StableDiffusionPipeline.from_pretrained`. It is imperfect on purpose.",
             "",
-            *_sizes(),
+            *_sizes(pipeline),
             "",
             f"Autoencoder: {vae.STEPS} steps of {vae.BATCH} images, then {vae.SHARPEN_STEPS} and "
             f"{vae.REFINE_STEPS} with a term for edges. UNet and text encoder: {BASE_STEP} steps of "
@@ -97,7 +96,7 @@ def card(work: Path) -> str:
             "",
             *_scores(folder),
             "",
-            _oracle_accuracy(),
+            _oracle_accuracy(pipeline),
             "",
         ]
     )
