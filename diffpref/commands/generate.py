@@ -1,0 +1,57 @@
+"""`diffpref generate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from diffpref.commands.arguments import Overrides, Parser, count, positive
+
+SUMMARY = "Draw a suite of prompts with a model."
+
+
+def add_arguments(parser: Parser) -> bool:
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="pipeline folder, hub id, or tiny:model"
+    )
+    parser.add_argument("--lora", metavar="LORA", help="folder of a LoRA to put on the model")
+    parser.add_argument(
+        "--suite", required=True, metavar="SUITE", help="TOML file of prompts, or a shipped suite's name"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for images/ and manifest.jsonl; continued when begun",
+    )
+    parser.add_argument(
+        "--limit", type=count, default=0, metavar="N", help="only the first N prompts (default 0: all)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=16, metavar="N", help="images drawn together (default 16)"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="precision inside the network (default fp32)",
+    )
+    return False
+
+
+def run(values: argparse.Namespace, _: Overrides) -> None:
+    from diffpref.generation import generate
+
+    folder = generate(
+        values.model,
+        values.suite,
+        values.out,
+        lora=values.lora,
+        limit=values.limit,
+        batch=values.batch,
+        device=values.device,
+        dtype=values.dtype,
+    )
+    print(folder)
