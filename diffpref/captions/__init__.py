@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from diffpref.captions.base import LEVELS, Captioner, Edit, Level, Perturbed, Perturber
+from diffpref.captions.base import (
+    LEVELS,
+    Captioned,
+    Captioner,
+    Edit,
+    Level,
+    Perturbed,
+    Perturber,
+    Provenance,
+)
 from diffpref.captions.rules import RulePerturber
 
-PERTURBERS: dict[str, type[RulePerturber]] = {"rules": RulePerturber}
+PERTURBERS: dict[str, type[Perturber]] = {"rules": RulePerturber}
 
 __all__ = [
     "LEVELS",
     "PERTURBERS",
+    "Captioned",
     "Captioner",
     "Edit",
     "Level",
     "Perturbed",
     "Perturber",
+    "Provenance",
     "RulePerturber",
 ]

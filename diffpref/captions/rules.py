@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from diffpref.captions.base import Edit, Level, Perturbed, require_level, require_rows
+from diffpref.captions.base import Edit, Level, Perturbed, Provenance, require_level, require_rows
 from diffpref.captions.lexicon import OBJECT, ROLES, STYLE, article, lexicon
 from diffpref.captions.parsing import DETERMINERS, FUNCTION, Parsed
 from diffpref.captions.tags import edit_tags
 from diffpref.captions.units import Unit, find_units
 from diffpref.data.sampler import pair_seed
 
+VERSION = 1
+"""Of the rules and lists together: raised when a caption comes out another."""
 _MASK = (1 << 64) - 1
 _ADJECTIVES = frozenset({"color", "size", "texture", "material", "age", "state"})
 
@@ -39,6 +41,10 @@ class RulePerturber:
         """A perturbed version of each caption; rows: the number of each in its table."""
         require_rows(captions, rows)
         return [self._perturb(caption, row) for caption, row in zip(captions, rows, strict=True)]
+
+    def provenance(self) -> Provenance:
+        """The version of the rules and lists, the level and the seed."""
+        return Provenance("rules", revision=str(VERSION), seed=self.seed, level=self.level)
 
     def _perturb(self, text: str, row: int) -> Perturbed:
         draw = _stream(pair_seed(self.seed, "perturb", 0, row))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 from diffpref.errors import UserError
-from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator
+from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator, Runtime
 from diffpref.evaluators.oracle import Oracle
 from diffpref.suites import name_hint
 
-EVALUATORS: dict[str, type[Evaluator]] = {"oracle": Oracle}
+EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {"oracle": lambda _: Oracle()}
 
-__all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "load_evaluators"]
+__all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "Runtime", "load_evaluators"]
 
 
-def load_evaluators(names: list[str]) -> list[Evaluator]:
-    """The evaluators of these names, in order, each once.
+def load_evaluators(names: Sequence[str], runtimes: Mapping[str, Runtime] | None = None) -> list[Evaluator]:
+    """The evaluators of these names, in order, each once, with the runtimes given for some of them by name.
 
     Raises:
-        UserError: no name, or one that does not exist.
+        UserError: no name, or one that does not exist; weights that are missing or do not fit.
     """
     if not names:
         raise UserError("no evaluator was named", fix=f"--evaluators NAME,...; {name_hint('', EVALUATORS)}")
-    for name in names:
+    runtimes = runtimes or {}
+    for name in (*names, *runtimes):
         if name not in EVALUATORS:
             raise UserError(f"there is no evaluator named {name!r}", fix=name_hint(name, EVALUATORS))
-    return [EVALUATORS[name]() for name in dict.fromkeys(names)]
+    return [EVALUATORS[name](runtimes.get(name, Runtime())) for name in dict.fromkeys(names)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,20 @@ class Column:
     higher_is_better: bool = True
     share: bool = False
     per_image: bool = False
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where the network of an evaluator comes from and runs.
+
+    weights: folder, file or hub id; "" for the published ones. dtype: of the network's weights and products;
+    anything but fp32 is part of the fingerprint and of the stored scores. batch: images in one forward pass.
+    """
+
+    weights: str = ""
+    device: str = "cpu"
+    dtype: Dtype = "fp32"
+    batch: int = 32
 
 
 @runtime_checkable

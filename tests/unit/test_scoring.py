@@ -74,7 +74,7 @@ def test_a_second_evaluator_keeps_the_first_ones_scores(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(Brightness(), Evaluator)
-    monkeypatch.setitem(EVALUATORS, "brightness", Brightness)
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Brightness())
     before = pq.read_table(folder / "scores.parquet")
     after = pq.read_table(score(folder, ["brightness"]))
     assert after.select(before.column_names).equals(before)
@@ -83,7 +83,7 @@ def test_a_second_evaluator_keeps_the_first_ones_scores(
 
 
 def test_scores_of_images_that_changed_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EVALUATORS, "brightness", Brightness)
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Brightness())
     Image.new("RGB", (64, 64), "white").save(folder / "images" / "00000-s0.png")
     assert "oracle" not in pq.read_table(score(folder, ["brightness"])).column_names
 
