@@ -104,11 +104,11 @@ def line_chart(title: str, lines: list[Line], level: float | None = None) -> Mar
 
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>'
+        f'<text class="tick" x="{LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{tick_label(t)}</text>'
         for t in y_ticks
     ]
     parts += [
-        f'<text class="tick middle" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 15}">{_label(t)}</text>'
+        f'<text class="tick middle" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 15}">{tick_label(t)}</text>'
         for t in ticks(x_low, x_high)
         if x_low <= t <= x_high
     ]
@@ -162,7 +162,8 @@ def _smooth(values: list[float]) -> list[float]:
     return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
 
 
-def _label(value: float) -> str:
+def tick_label(value: float) -> str:
+    """A tick's number, as short as it goes."""
     if value and abs(value) < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{round(value, 10):g}"
