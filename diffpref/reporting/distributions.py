@@ -122,7 +122,7 @@ class _Frame:
             if self.low <= t <= self.high
         ]
         middle = (LEFT + WIDTH - RIGHT) / 2
-        return "".join(lines) + f'<text class="tick middle" x="{middle}" y="{HEIGHT - 2}">{label}</text>'
+        return "".join(lines) + f'<text class="tick middle" x="{middle}" y="{HEIGHT - 4}">{label}</text>'
 
 
 def _drawing(label: str, parts: list[str]) -> Markup:
