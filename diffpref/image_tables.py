@@ -162,12 +162,13 @@ def _rows(
     rows = []
     file_names = [columns["image"]] if "image" in columns else list(_FILES_FIRST)
     prompt_names = [columns["prompt"]] if "prompt" in columns else list(COLUMNS["prompt"])
-    for key, name in columns.items():
-        if not any(name in entry for entry in entries):
-            close = nearest(name, entries[0] if entries else ())
+    present = list(dict.fromkeys(name for entry in entries for name in entry))
+    for name in columns.values():
+        if entries and name not in present:
+            close = nearest(name, present)
             raise UserError(
                 f"{source} has no column {name!r}",
-                why=f"columns of the first row: {', '.join(map(str, entries[0])) if entries else ''}",
+                why=f"columns: {', '.join(map(str, present))}",
                 fix=f"did you mean {close!r}?" if close else "",
             )
     for number, entry in enumerate(entries):

@@ -90,15 +90,13 @@ def load_judges(
     weights: Mapping[str, str],
     processes: Processes = ALONE,
 ) -> list[Judge]:
-    """The evaluators of these names with their runtimes. Raises UserError for weights of one not asked
-    for."""
-    runtime = runtime or runtime_of(None, "fp32",
-        processes) for
-        name in weights:
-        if name
-           
-                not in names: raise UserError( f"--weights names {name!r}, which
-                is not among the evaluators", why=f"--evaluators {','.join(names)}",
+    """The evaluators of these names with their runtimes. Raises UserError for weights of another one."""
+    runtime = runtime or runtime_of(None, "fp32", processes)
+    for name in weights:
+        if name not in names:
+            raise UserError(
+                f"--weights names {name!r}, which is not among the evaluators",
+                why=f"--evaluators {','.join(names)}",
             )
     runtimes = {name: replace(runtime, batch=batch, weights=weights.get(name, "")) for name in names}
     found: list[Evaluator] = load_evaluators(names, runtimes)
