@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from diffpref.errors import UserError
 from diffpref.paths import resolve, resolve_existing, resolve_or_hub_id
+from diffpref.processes import choose_device
 from diffpref.suites import name_hint
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -70,7 +71,7 @@ def load_pipeline(
     """
     if dtype not in DTYPES:
         raise UserError(f"there is no precision {dtype!r}", fix=name_hint(dtype, DTYPES))
-    target = _device(device)
+    target = choose_device(device)
     base, own_lora = _locate(model)
     if lora and own_lora:
         raise UserError(
@@ -216,13 +217,3 @@ def _run_of(place: Path | str | None) -> str | None:
         return None
     folder = (place if place.is_dir() else place.parent).resolve().parent
     return str(folder) if (folder / "metrics.jsonl").is_file() else None
-
-
-def _device(name: str | None) -> str:
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} cannot be used", why=str(error).splitlines()[0]) from error
-    return name

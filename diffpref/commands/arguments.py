@@ -56,3 +56,39 @@ def pair(text: str) -> tuple[str, str]:
 def shard(text: str) -> tuple[int, int]:
     index, _, total = text.partition("/")
     return count(index), positive(total)
+
+
+def add_evaluators(parser: Parser, required: bool = True) -> None:
+    """--evaluators, and what their networks run with."""
+    parser.add_argument(
+        "--evaluators", required=required, default="", metavar="A,B", help="names, separated by commas"
+    )
+    parser.add_argument(
+        "--weights",
+        type=pair,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="folder, file or hub id of an evaluator's weights (default: the published ones)",
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=32, metavar="N", help="images judged together (default 32)"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="precision of the evaluators' networks, recorded with the scores (default fp32)",
+    )
+
+
+def evaluator_names(text: str) -> list[str]:
+    """Raises UserError when there is none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("--evaluators names none", fix="such as --evaluators oracle")
+    return names

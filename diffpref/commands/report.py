@@ -23,6 +23,11 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "--out", required=True, metavar="F.html", help="the report; its numbers go to F.json beside it"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare folders whose sampling settings, prompts or seeds differ; the report lists how",
+    )
     parser.add_argument("--title", metavar="TEXT", help="title of the report")
     parser.add_argument("--latex", metavar="F.tex", type=Path, help="write the main table in LaTeX, too")
     parser.add_argument("--markdown", metavar="F.md", type=Path, help="write the tables in Markdown, too")
@@ -46,6 +51,7 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
         candidates,
         Path(values.out),
         title=values.title or "",
+        force=values.force,
         latex=values.latex,
         markdown=values.markdown,
         image_megabytes=values.image_megabytes,

@@ -10,7 +10,8 @@ from diffpref.errors import UserError
 from diffpref.evaluators import stats
 from diffpref.reporting.distributions import histograms
 from diffpref.reporting.formatting import decimals_for
-from diffpref.reporting.loading import ERROR, ScoredFolder
+from diffpref.reporting.loading import ScoredFolder
+from diffpref.scoring import ERROR
 
 EPSILON = 1e-6
 """Differences up to this are ties: scores are stored as float32."""
@@ -199,7 +200,13 @@ def _outcomes(better: np.ndarray) -> dict[str, Any]:
         "losses": outcomes.losses,
         "win_rate": outcomes.win_rate,
         "win_rate_wilson": list(stats.wilson_interval(outcomes.win_rate, outcomes.total)),
+        "prompts_for_2_points": _prompts_for_2_points(outcomes),
     }
+
+
+def _prompts_for_2_points(outcomes: stats.Outcomes) -> int:
+    """Prompts for a win rate within 2 points either way, at the win rate and share of ties seen here."""
+    return stats.prompts_for_win_rate(0.02, outcomes.win_rate, outcomes.ties / outcomes.total)
 
 
 def _correct(results: dict[str, Any], candidates: list[str], metrics: list[str]) -> None:

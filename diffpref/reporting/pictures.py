@@ -15,7 +15,8 @@ from diffpref.data.images import ImageError, decode_image
 from diffpref.errors import UserError
 from diffpref.reporting import formatting
 from diffpref.reporting.comparison import EPSILON
-from diffpref.reporting.loading import ERROR, ScoredFolder
+from diffpref.reporting.loading import ScoredFolder
+from diffpref.scoring import ERROR
 
 PIXEL_ART = 128  # up to this side images are kept pixel by pixel and enlarged without smoothing
 THUMBNAIL = 320

@@ -10,6 +10,7 @@ from typing import Any
 from diffpref import __version__
 from diffpref.errors import UserError
 from diffpref.reporting.loading import ScoredFolder
+from diffpref.scoring import ERROR
 from diffpref.suites import load_suite
 
 FEW_PROMPTS = 50
@@ -42,8 +43,7 @@ def notes(folders: list[ScoredFolder], missing: dict[str, Any]) -> list[str]:
         found.append(f"{truncated} prompts are longer than the text encoder reads: it sees their beginning.")
     if len({row["prompt_id"] for row in base.rows}) < FEW_PROMPTS:
         found.append(
-            f"Fewer than {FEW_PROMPTS} prompts: the intervals are wide, and the bootstrap's are a little too "
-            "narrow."
+            f"Fewer than {FEW_PROMPTS} prompts: the intervals are wide, and most real differences stay unseen."
         )
     return found
 
@@ -110,10 +110,11 @@ def _commands(folders: list[ScoredFolder], out: Path) -> list[str]:
         if folder.training and folder.training.config
     ]
     commands += [_generate_command(folder) for folder in folders]
-    judges = ",".join(folders[0].evaluators)
-    commands += [["diffpref", "score", str(folder.path), "--evaluators", judges] for folder in folders]
+    commands += [command for folder in folders for command in _score_commands(folder)]
     compared = [part for folder in folders[1:] for part in ("--candidate", str(folder.path))]
-    commands.append(["diffpref", "report", "--baseline", str(folders[0].path), *compared, "--out", str(out)])
+    forced = ["--force"] if any(folder.differences for folder in folders) else []
+    compared += [*forced, "--out", str(out)]
+    commands.append(["diffpref", "report", "--baseline", str(folders[0].path), *compared])
     return [shlex.join(command) for command in commands]
 
 
@@ -122,11 +123,31 @@ def _generate_command(folder: ScoredFolder) -> list[str]:
     command = ["diffpref", "generate", "--model", str(manifest.get("model"))]
     if manifest.get("lora"):
         command += ["--lora", str(manifest["lora"])]
-    command += ["--suite", str(manifest.get("suite_source", "")), *_limit(folder)]
+    command += ["--suite", str(manifest.get("suite_source", ""))]
+    command += map(str, manifest.get("suite_options", []))
+    command += _limit(folder)
     command += ["--device", str(manifest["device"])] if manifest.get("device") else []
     if manifest.get("dtype", "fp32") != "fp32":
         command += ["--dtype", str(manifest["dtype"])]
     return [*command, "--out", str(folder.path)]
+
+
+def _score_commands(folder: ScoredFolder) -> list[list[str]]:
+    """A command for all evaluators that ran on one device in one precision."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for name, about in folder.evaluators.items():
+        runs.setdefault((about.get("device") or "", about.get("dtype") or "fp32"), []).append(name)
+    missing = ["--allow-missing"] if any(row.get(ERROR) for row in folder.rows) else []
+    commands = []
+    for (device, dtype), names in runs.items():
+        command = ["diffpref", "score", str(folder.path), "--evaluators", ",".join(names), *missing]
+        for name in names:
+            weights = folder.evaluators[name].get("weights")
+            command += ["--weights", f"{name}={weights}"] if weights else []
+        command += ["--device", device] if device else []
+        command += ["--dtype", dtype] if dtype != "fp32" else []
+        commands.append(command)
+    return commands
 
 
 def _limit(folder: ScoredFolder) -> list[str]:

@@ -35,6 +35,7 @@ def write_report(
     latex: Path | None = None,
     markdown: Path | None = None,
     image_megabytes: float = BUDGET / 1e6,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Compare scored folders and write ``out`` (HTML) and, beside it, the same numbers as ``.json``.
 
@@ -47,6 +48,7 @@ def write_report(
         latex: path for the main table in LaTeX.
         markdown: path for all tables in Markdown.
         image_megabytes: size that embedded images may come to; see ``build_grid`` for which are kept.
+        force: compare folders whose sampling settings differ, and say how they differ.
 
     Returns:
         The content of the JSON file.
@@ -57,14 +59,14 @@ def write_report(
     """
     out = Path(out)
     _check_paths(out, latex, markdown, image_megabytes)
-    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates])
+    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force)
     report = compare(folders, resamples)
     about = report["metrics"][report["primary"]]
     grid = build_grid(
         folders, report["primary"], _shown_first(report), int(image_megabytes * 1e6), about["decimals"]
     )
     report = {"title": title or _title(folders), **report, **setup(folders, out)}
-    report["setting_differences"] = []
+    report["setting_differences"] = [f"{f.name}: {line}" for f in folders for line in f.differences]
     report["notes"] = notes(folders, report["missing"])
     report["published"] = published_tables(report)
     report["images_embedded"] = {"rows": len(grid.rows), "of": grid.total}
@@ -162,6 +164,7 @@ def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> 
         "score_histogram": score_histogram,
         "gain_histogram": gain_histogram,
         "series_style": series_style,
+        "prompts_for_win_rate": stats.prompts_for_win_rate,
     }
     charts = {folder.name: training_charts(folder.training) for folder in folders if folder.training}
     return environment.get_template("report.html.j2").render(

@@ -73,6 +73,11 @@ def best_models(report: dict[str, Any], metric: str) -> list[str]:
     return [n for n, mean in means.items() if show.number(mean, about["share"], about["decimals"]) == printed]
 
 
+def _in_sentence(label: str) -> str:
+    """A common word ("Utility") in small letters; a name ("PickScore", "HPS v2.1") as it is."""
+    return label.lower() if label[1:].isalpha() and label[1:].islower() else label
+
+
 def _precision(about: dict[str, Any]) -> str:
     dtype = about.get("dtype", "fp32")
     return "" if dtype == "fp32" else f" in {dtype}"
@@ -118,7 +123,7 @@ def headline(report: dict[str, Any]) -> str:
     Where no mean is clearly better, it names those whose win rate is above one half with its whole interval.
     """
     names, base = report["candidates"], report["baseline"]
-    label = report["metrics"][report["primary"]]["label"].lower()
+    label = _in_sentence(report["metrics"][report["primary"]]["label"])
     cells = {name: report["results"][name][report["primary"]] for name in names}
     better = [name for name in names if cells[name]["verdict"] == "better"]
     if len(names) == 1:
