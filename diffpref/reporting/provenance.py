@@ -43,7 +43,7 @@ def notes(folders: list[ScoredFolder], missing: dict[str, Any]) -> list[str]:
         found.append(f"{truncated} prompts are longer than the text encoder reads: it sees their beginning.")
     if len({row["prompt_id"] for row in base.rows}) < FEW_PROMPTS:
         found.append(
-            f"Fewer than {FEW_PROMPTS} prompts: the intervals are wide, and most real differences stay unseen."
+            f"Fewer than {FEW_PROMPTS} prompts: the intervals are wide; most real differences stay unseen."
         )
     return found
 
