@@ -96,7 +96,6 @@ def score_with(
             write_scores(parquet, info, table, about)
             for judge in judges:
                 judge.remove_parts(folder)
-        processes.wait()
     except OSError as error:
         raise UserError(f"cannot write the scores of {place}", why=str(error.strerror or error)) from error
     return parquet
