@@ -125,6 +125,27 @@ def flush_to_disk(stream: IO[str]) -> None:
     os.fsync(stream.fileno())
 
 
+def base_and_lora(model: str) -> tuple[str, Path | None]:
+    """The pipeline folder or hub id that a model is or builds on, and its folder when it is a LoRA of ours.
+
+    Raises UserError when it is neither.
+    """
+    return _locate(model)
+
+
+def recorded_base(model: str) -> str:
+    """What a model of diffpref train was trained from. Raises UserError when its folder does not say it."""
+    place = resolve_or_hub_id(model, "model")
+    for folder in (place / "model", place) if isinstance(place, Path) else ():
+        try:
+            return str(json.loads((folder / LORA_INFO).read_text(encoding="utf-8"))["base"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise UserError(
+        f"{model} does not say what it was trained from", why=f"it has no {LORA_INFO}", fix="give --reference"
+    )
+
+
 def _locate(model: str) -> tuple[str, Path | None]:
     """The base to load (folder or hub id) and, when ``model`` is a LoRA of ours, its folder."""
     place = resolve_or_hub_id(model, "model")

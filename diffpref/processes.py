@@ -52,9 +52,20 @@ def launched() -> Iterator[Processes]:
             fix="start it with torchrun or accelerate launch, or unset WORLD_SIZE",
         ) from error
     try:
-        yield Processes(rank, world, local_rank, lambda: distributed.barrier())
+        yield Processes(rank, world, local_rank, _wait)
     finally:
         distributed.destroy_process_group()
+
+
+def _wait() -> None:
+    import torch.distributed as distributed
+
+    try:
+        distributed.barrier()
+    except RuntimeError as error:
+        raise UserError(
+            "another process of this command stopped", why=str(error).splitlines()[0], fix="see its message"
+        ) from error
 
 
 def refuse_several(command: str) -> None:

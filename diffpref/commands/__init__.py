@@ -6,12 +6,14 @@ import argparse
 from typing import Protocol
 
 from diffpref.commands import (
+    accuracy,
     check,
     convert,
     demo,
     encode,
     env,
     estimate,
+    evaluate,
     generate,
     report,
     score,
@@ -41,7 +43,9 @@ COMMANDS: dict[str, Command] = {
     "estimate": estimate,
     "generate": generate,
     "score": score,
+    "evaluate": evaluate,
     "report": report,
+    "accuracy": accuracy,
     "check": check,
     "convert": convert,
     "env": env,

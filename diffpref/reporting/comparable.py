@@ -42,7 +42,8 @@ def check_comparable(base: ScoredFolder, other: ScoredFolder, force: bool = Fals
 def align(folders: list[ScoredFolder]) -> None:
     """Cut the rows of all folders to shared images: of each prompt that all have, the first so many of each.
 
-    Their order and the numbers of the prompts are those of the first folder. Raises UserError when no prompt is shared.
+    Their order and the numbers of the prompts are those of the first folder. Raises UserError when no prompt
+    is shared.
     """
     keyed = [_numbered(folder.rows) for folder in folders]
     shared = set.intersection(*map(set, keyed))

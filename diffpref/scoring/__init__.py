@@ -9,15 +9,27 @@ from pathlib import Path
 import pyarrow as pa
 
 from diffpref.errors import UserError
-from diffpref.evaluators import Evaluator, Runtime, load_evaluators
+from diffpref.evaluators import EVALUATORS, Evaluator, Runtime, load_evaluators
 from diffpref.evaluators.base import Dtype
 from diffpref.image_tables import ImageRow, open_images, score_files
 from diffpref.processes import Processes, choose_device
 from diffpref.scoring.judges import Judge
 from diffpref.scoring.passes import gather, score_blocks
 from diffpref.scoring.tables import ERROR, IDENTITY, read_scores, with_other_evaluators, write_scores
+from diffpref.suites import name_hint
 
-__all__ = ["ERROR", "IDENTITY", "check_missing", "load_judges", "parts_folder", "runtime_of", "score"]
+__all__ = [
+    "ERROR",
+    "IDENTITY",
+    "check_missing",
+    "check_names",
+    "load_judges",
+    "name_missing",
+    "parts_folder",
+    "runtime_of",
+    "score",
+    "score_with",
+]
 
 ALONE = Processes()
 NAMED = 20
@@ -55,24 +67,35 @@ def score(
     """
     if batch < 1:
         raise UserError("--batch must be at least 1", why=f"it is {batch}")
+    judges = load_judges(evaluators, batch, runtime, weights or {}, processes)
+    return score_with(place, judges, batch, columns, allow_missing, processes)
+
+
+def score_with(
+    place: str | Path,
+    judges: list[Judge],
+    batch: int,
+    columns: Mapping[str, str] | None = None,
+    allow_missing: bool = False,
+    processes: Processes = ALONE,
+) -> Path:
+    """`score` with evaluators that are loaded already."""
     place = Path(place)
-    loaded = load_judges(evaluators, batch, runtime, weights or {}, processes)
-    images = open_images(place, columns, any(judge.evaluator.needs_prompt for judge in loaded))
+    images = open_images(place, columns, any(judge.evaluator.needs_prompt for judge in judges))
     parquet, info = score_files(place)
     folder = parts_folder(parquet)
     earlier = read_scores(parquet, info)
     try:
-        score_blocks(images, loaded, folder, earlier, batch, processes, f"score {place.name}")
+        score_blocks(images, judges, folder, earlier, batch, processes, f"score {place.name}")
         processes.wait()
         if processes.main:
-            table = gather(images, loaded, folder, batch)
+            table = gather(images, judges, folder, batch)
             check_missing(images, table, allow_missing)
             # read again: another evaluator's scores may have been written meanwhile
-            table, about = with_other_evaluators(table, loaded, read_scores(parquet, info))
+            table, about = with_other_evaluators(table, judges, read_scores(parquet, info))
             write_scores(parquet, info, table, about)
-            for judge in loaded:
+            for judge in judges:
                 judge.remove_parts(folder)
-        processes.wait()
     except OSError as error:
         raise UserError(f"cannot write the scores of {place}", why=str(error.strerror or error)) from error
     return parquet
@@ -91,16 +114,24 @@ def load_judges(
     processes: Processes = ALONE,
 ) -> list[Judge]:
     """The evaluators of these names with their runtimes. Raises UserError for weights of another one."""
+    check_names(names, weights)
     runtime = runtime or runtime_of(None, "fp32", processes)
+    runtimes = {name: replace(runtime, batch=batch, weights=weights.get(name, "")) for name in names}
+    found: list[Evaluator] = load_evaluators(names, runtimes)
+    return [Judge(evaluator, runtimes[evaluator.name], batch) for evaluator in found]
+
+
+def check_names(names: list[str], weights: Mapping[str, str]) -> None:
+    """Raise UserError for an evaluator that there is not, and for weights of one that is not asked for."""
+    for name in names:
+        if name not in EVALUATORS:
+            raise UserError(f"there is no evaluator named {name!r}", fix=name_hint(name, EVALUATORS))
     for name in weights:
         if name not in names:
             raise UserError(
                 f"--weights names {name!r}, which is not among the evaluators",
                 why=f"--evaluators {','.join(names)}",
             )
-    runtimes = {name: replace(runtime, batch=batch, weights=weights.get(name, "")) for name in names}
-    found: list[Evaluator] = load_evaluators(names, runtimes)
-    return [Judge(evaluator, runtimes[evaluator.name], batch) for evaluator in found]
 
 
 def parts_folder(parquet: Path) -> Path:
@@ -113,13 +144,16 @@ def check_missing(images: Sequence[ImageRow], table: pa.Table, allowed: bool) ->
     missing = [(index, error) for index, error in enumerate(table[ERROR].to_pylist()) if error is not None]
     if not missing or (allowed and len(missing) < len(table)):
         return
-    named = [f"{images[index].where}: {error}" for index, error in missing[:NAMED]]
-    more = [f"and {len(missing) - NAMED} more"] if len(missing) > NAMED else []
-    noun = "image" if len(missing) == 1 else "images"
-    raise UserError(
-        f"{len(missing)} of {len(table)} {noun} cannot be scored",
-        why="\n       ".join([*named, *more]),
-        fix="draw or copy them again and run the same command: what is scored stays; or --allow-missing"
-        if len(missing) < len(table)
-        else "draw or copy them again",
+    lines = [f"{images[index].where}: {error}" for index, error in missing]
+    raise name_missing(lines, len(missing), len(table), "images", len(missing) < len(table))
+
+
+def name_missing(lines: Sequence[str], count: int, total: int, noun: str, some_left: bool) -> UserError:
+    """The error that names what cannot be scored: the first lines, and how many there are."""
+    shown = list(lines[:NAMED]) + ([f"and {count - NAMED} more"] if count > NAMED else [])
+    again = "run the same command again: what is scored stays"
+    return UserError(
+        f"{count} of {total} {noun} cannot be scored",
+        why="\n       ".join(shown),
+        fix=f"draw or copy them again and {again}; or --allow-missing" if some_left else "draw them again",
     )
