@@ -152,8 +152,12 @@ def _score_commands(folder: ScoredFolder) -> list[list[str]]:
 
 def _limit(folder: ScoredFolder) -> list[str]:
     """``--limit N`` where only the first prompts of the suite were drawn, if the suite can still be read."""
+    source, settings = str(folder.manifest.get("suite_source", "")), folder.manifest.get("suite") or {}
+    place = source.partition(":")[2]
+    if place and not Path(place).exists():
+        return []  # a hub id: a report asks nothing of a network
     try:
-        suite = load_suite(str(folder.manifest.get("suite_source", "")))
+        suite = load_suite(source, {key: value for key, value in settings.items() if key != "name"})
     except UserError:
         return []
     drawn = len({row["prompt_id"] for row in folder.rows})

@@ -18,6 +18,7 @@ from diffpref.reporting.distributions import histograms
 from diffpref.reporting.latex import escape, latex_table
 from diffpref.reporting.report import write_report
 from diffpref.reporting.tables import markdown_table
+from diffpref.suites import load_suite
 from tests.report_folders import add_scores, scored_folder
 
 LOST = ("00003-s0", "00003-s1", "00010-s1")  # a whole prompt, and one of two seeds
@@ -126,6 +127,33 @@ def test_published_tables_stand_only_beside_metrics_that_are_there(report: dict,
     assert own[1] == pytest.approx(100 * mean)  # published as the cosine times 100
     assert "Do not compare across these tables" in page
     assert "20 steps" in table["protocol"]
+
+
+def test_the_commands_draw_the_same_images_again(root: Path, tmp_path: Path) -> None:
+    """A part of a shipped suite with its own settings, judged in half precision by other weights."""
+    suite = load_suite("tiny-demo", {"steps": 9})
+    folders = []
+    for name in ("base_50%", "dpo & co"):
+        folder = Path(shutil.copytree(root / name, tmp_path / name))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest |= {"suite": suite.settings(), "suite_fingerprint": suite.fingerprint(), "dtype": "fp16"}
+        manifest |= {"suite_source": "tiny-demo", "suite_options": ["--steps", "9"], "lora": "my lora"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        about = json.loads((folder / "scores.json").read_text())
+        about["evaluators"]["pickscore"] |= {"dtype": "bf16", "device": "cuda", "weights": "my weights"}
+        (folder / "scores.json").write_text(json.dumps(about))
+        folders.append(folder)
+    report = write_report(folders[0], [folders[1]], tmp_path / "r.html", resamples=100)
+    assert report["commands"][0] == (
+        "diffpref generate --model base --lora 'my lora' --suite tiny-demo --steps 9 --limit 24 --device cpu "
+        f"--dtype fp16 --out {folders[0]}"
+    )
+    scored = [line for line in report["commands"] if line.startswith("diffpref score") and "base_50" in line]
+    assert scored == [
+        f"diffpref score {folders[0]} --evaluators oracle,hps-v2.1,badness --device cpu",
+        f"diffpref score {folders[0]} --evaluators pickscore --weights 'pickscore=my weights' "
+        "--device cuda --dtype bf16",
+    ]
 
 
 def test_a_forced_comparison_shows_what_differs_first(root: Path, tmp_path: Path) -> None:
