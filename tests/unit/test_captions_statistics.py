@@ -169,7 +169,7 @@ def test_the_smallest_keys_win_in_any_order() -> None:
 
 
 class Vectors:
-    """Embeddings written down by hand: points on the unit circle, in degrees by text and by red of a pixel."""
+    """Embeddings written down by hand: points of the unit circle in degrees, by text and by red."""
 
     def __init__(self, texts: dict[str, float]) -> None:
         self.texts = texts
