@@ -85,7 +85,8 @@ def write_captions(folder: Path, rows: list[dict[str, Any]], per_part: int = 40,
         tally = {"read": len(part) + 1, "kept": len(part), "dropped": {"empty_answer": 1}, "bad": bad}
         table = pa.Table.from_pylist(part, SCHEMA).replace_schema_metadata({"diffpref": json.dumps(tally)})
         pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=16)
-    (folder / "settings.json").write_text(json.dumps({"pairs": "tiny:pairs/train.parquet"}))
+    settings = {"pairs": "tiny:pairs/train.parquet", "tokenizer": "tiny:model", "limit": 90, "replace": True}
+    (folder / "settings.json").write_text(json.dumps(settings))
     return folder
 
 

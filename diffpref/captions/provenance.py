@@ -40,7 +40,7 @@ def method(sources: Sequence[dict[str, Any]]) -> str:
     return next((_METHODS[entry["source"]] for entry in losers if entry["source"] in _METHODS), "")
 
 
-def settings(files: Sequence[PairFile]) -> dict[str, Any]:
+def stored_settings(files: Sequence[PairFile]) -> dict[str, Any]:
     """settings.json beside the parts; {} without one that can be read."""
     try:
         found = json.loads((files[0].path.parent / SETTINGS).read_text(encoding="utf-8"))
@@ -82,7 +82,11 @@ def _tally(path: Path) -> dict[str, Any] | None:
 
 
 def caption_command(sources: Sequence[dict[str, Any]], found: dict[str, Any], folder: Path) -> str:
-    """The `diffpref caption` command that makes captions like these; "" where their sources are unknown."""
+    """The `diffpref caption` command that makes captions like these; "" where their sources are unknown.
+
+    found: the stored settings, which are taken where they are there. An instruction of one's own is known by
+    its hash only and stands in no command.
+    """
     name = method(sources)
     if not name:
         return ""
@@ -90,8 +94,16 @@ def caption_command(sources: Sequence[dict[str, Any]], found: dict[str, Any], fo
     for kind in ("captioner", "perturber"):
         maker: dict[str, Any] = next((entry[kind] for entry in sources if entry[kind]), {})
         if maker:
+            stored = {key: value for key, value in found.items() if key.startswith(f"{kind}.")}
+            settings = stored or {f"{kind}.{key}": maker.get(key) for key in ("model", "level", "seed")}
+            if settings.get(f"{kind}.model"):
+                settings[f"{kind}.revision"] = maker.get("revision")
+            else:
+                settings.pop(f"{kind}.revision", None)  # of our own rules: no option
+            settings.pop(f"{kind}.template", None)
             parts += [f"--{kind}", str(maker.get("backend"))]
-            for key in ("model", "revision", "level", "seed"):
-                if maker.get(key) and not (key == "revision" and not maker.get("model")):
-                    parts += [f"--{kind}.{key}", str(maker[key])]
+            parts += [text for key, value in settings.items() if value for text in (f"--{key}", str(value))]
+    parts += ["--tokenizer", str(found["tokenizer"])] if found.get("tokenizer") else []
+    parts += ["--limit", str(found["limit"])] if found.get("limit") else []
+    parts += ["--replace"] if found.get("replace") else []
     return shlex.join([*parts, "--out", str(folder)])

@@ -18,7 +18,7 @@ from diffpref.captions.charts import clip_charts, likeness_chart, token_charts
 from diffpref.captions.conflict import Texts, conflict, measure
 from diffpref.captions.encoders import CLIP_LIMIT, load_clip, load_tokenizer
 from diffpref.captions.findings import findings, notes
-from diffpref.captions.provenance import caption_command, left_out, method, provenance, settings
+from diffpref.captions.provenance import caption_command, left_out, method, provenance, stored_settings
 from diffpref.captions.sheet import SheetRow, build_sheet
 from diffpref.captions.survey import FLAGS, Row, Survey, survey
 from diffpref.data.images import ImageError, decode_image
@@ -96,14 +96,14 @@ def _open(folder: str | Path, columns: Columns) -> list[PairFile]:
 
 
 def _numbers(found: Survey, files: Sequence[PairFile], limit: int, tokenizer: str) -> dict[str, Any]:
-    sources = provenance(found)
+    sources, stored = provenance(found), stored_settings(files)
     return {
         "folder": str(files[0].path.parent),
         "files": [file.path.name for file in files],
         "method": method(sources),
-        **findings(found, limit, tokenizer),
+        **findings(found, limit, tokenizer or str(stored.get("tokenizer") or "")),
         "provenance": sources,
-        "settings": settings(files),
+        "settings": stored,
         "left_out": left_out(files),
         "versions": {"diffpref": __version__},
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

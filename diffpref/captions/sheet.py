@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffpref.captions.survey import CUT, EQUAL, Row
+from diffpref.captions.survey import EQUAL, Row
 from diffpref.captions.wording import Piece, difference
 from diffpref.data.images import ImageError, decode_image
 from diffpref.data.pairs import image_bytes
@@ -100,7 +100,7 @@ def _side(row: Row, side: int, image: Any, pieces: list[Piece], limit: int) -> S
         pieces=[Piece(piece.text, False) for piece in pieces] if EQUAL in row.flags else pieces,
         left_out=max(0, len(row.captions[side]) - SHOWN),
         tokens=tokens,
-        cut=CUT in row.flags and tokens is not None and tokens > limit,
+        cut=tokens is not None and tokens > limit,
         origin=describe_origin(origin),
         before=difference(before[:SHOWN], row.captions[side][:SHOWN])[0],
     )

@@ -122,14 +122,18 @@ def test_how_it_was_made(report: dict[str, Any], page: str) -> None:
     made, again = report["commands"]
     assert made.startswith(
         "diffpref caption --pairs tiny:pairs/train.parquet --method hybrid --captioner oracle "
-        "--perturber rules --perturber.level strong --out "
+        "--perturber rules --perturber.level strong --tokenizer tiny:model --limit 90 --replace --out "
     )
+    assert report["tokens"]["tokenizer"] == "tiny:model"
     assert again.startswith("diffpref caption-report ")
     assert again.endswith("--tokenizer tiny:model")
 
 
 def test_the_sheet_shows_a_fair_sample_and_what_deserves_a_look(report: dict[str, Any], page: str) -> None:
     assert 36 <= len(report["sample"]) <= 36 + 4 * len(FLAGS)
+    plain = Counter(row["file"] for row in report["sample"] if not row["flags"])
+    assert set(plain) == set(report["files"])  # of all parts, not their beginning
+    assert plain["part-00000.parquet"] < 25
     seen = Counter(flag for row in report["sample"] for flag in row["flags"])
     assert seen["unchanged"] >= min(4, report["unchanged"]["unchanged"])
     assert seen["no preference"] >= 4
@@ -202,7 +206,7 @@ def test_nothing_in_a_caption_becomes_markup(tmp_path: Path, rows: list[dict[str
 def test_long_captions_count_as_cut(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     long = [{**row} for row in rows[:10]]
     for row in long[:3]:
-        row["caption_0"], row["tokens_0"] = "a circle " * 60, 122
+        row["caption_0"], row["tokens_0"], row["tokens_1"] = "a circle " * 60, 122, 77
     for row in long[3:5]:
         row["caption_0"], row["tokens_0"] = "a circle " * 37, 77
     found = write_captions_report(write_captions(tmp_path / "long", long), tmp_path / "long.html")
@@ -213,7 +217,7 @@ def test_long_captions_count_as_cut(tmp_path: Path, rows: list[dict[str, Any]]) 
         note.startswith("15.0 % of the captions are longer than the 77 tokens") for note in found["notes"]
     )
     page = (tmp_path / "long.html").read_text()
-    assert page.count("122 tokens, cut") == 3
+    assert page.count("122 tokens, cut") == page.count("tokens, cut") == 3
     assert 'class="beyond"' in page
 
 
