@@ -6,6 +6,7 @@ import argparse
 from typing import Protocol
 
 from diffpref.commands import (
+    caption_report,
     check,
     convert,
     demo,
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "score": score,
     "report": report,
+    "caption-report": caption_report,
     "check": check,
     "convert": convert,
     "env": env,
