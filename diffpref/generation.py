@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from diffpref import pipelines
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_bytes, atomic_write_text
-from diffpref.suites import PlannedImage, Suite, load_suite
+from diffpref.suites import PlannedImage, Suite, load_suite, sampling_arguments
 
 MANIFEST = "manifest.json"
 ROWS = "manifest.jsonl"
@@ -75,6 +75,7 @@ def generate(
     batch: int = 16,
     device: str | None = None,
     dtype: str = "fp32",
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Draw every image of a suite into a folder.
 
@@ -84,18 +85,19 @@ def generate(
 
     Args:
         model: diffusers folder, run folder, LoRA folder written by diffpref, ``tiny:model``, or a hub id.
-        suite: name of a shipped suite, or path of a TOML file.
+        suite: name of a shipped suite, path of a TOML file, or a list of prompts (see `load_suite`).
         lora: LoRA file or folder to load on top.
         limit: draw the first prompts only (0: all).
         batch: images drawn at once. Rounding inside the network can differ with the size of the batch, by
             one of 255 levels in a few pixels.
         device: "cuda", "mps", "cpu"; by default the first of these that is there.
         dtype: precision of the network: "fp32", "fp16" or "bf16".
+        sampling: settings that win over those of the suite, such as ``{"steps": 20}``.
 
     Raises:
         UserError: model or suite that cannot be read, or a folder with images of other settings.
     """
-    plan_of = load_suite(suite)
+    plan_of = load_suite(suite, sampling)
     out = Path(out)
     if limit < 0 or batch < 1:
         raise UserError(
@@ -107,7 +109,7 @@ def generate(
     folder = _Folder(out)
     plan = plan_of.images(limit)
     try:
-        folder.open(_settings(plan_of, loaded, suite))
+        folder.open(_settings(plan_of, loaded, suite, sampling or {}))
         _draw(folder, plan_of, plan, loaded, batch)
     except OSError as error:
         raise UserError(f"cannot write to {out}", why=str(error.strerror or error)) from error
@@ -198,7 +200,9 @@ def _batches(images: list[PlannedImage], size: int) -> Iterator[list[PlannedImag
         yield images[start : start + size]
 
 
-def _settings(suite: Suite, loaded: pipelines.LoadedPipeline, source: str) -> dict[str, Any]:
+def _settings(
+    suite: Suite, loaded: pipelines.LoadedPipeline, source: str, sampling: Mapping[str, Any]
+) -> dict[str, Any]:
     texts = [prompt.text for prompt in suite.prompts]
     return {
         "model": loaded.model,
@@ -207,6 +211,7 @@ def _settings(suite: Suite, loaded: pipelines.LoadedPipeline, source: str) -> di
         "model_fingerprint": loaded.fingerprint,
         "suite": suite.settings(),
         "suite_source": source,
+        "suite_options": sampling_arguments(sampling),
         "suite_description": suite.description,
         "suite_fingerprint": suite.fingerprint(),
         "truncated_prompts": loaded.count_truncated([*texts, suite.negative_prompt]),

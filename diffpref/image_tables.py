@@ -1,23 +1,42 @@
-"""Images and their prompts from wherever they are: a generated folder, any folder, Parquet or CSV."""
+"""Images and their prompts from wherever they are: a generated folder, any folder, Parquet, CSV or JSON
+lines.
+
+`open_images(place)` gives a sequence of rows. Prompts are read at once, images when a row's `read` is
+called; a Parquet file is then streamed, so memory does not grow with its images.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from diffpref.errors import UserError
+from diffpref.data.reader import RowReader
+from diffpref.data.schema import PairFile, first_line
+from diffpref.errors import UserError, nearest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-PROMPT_COLUMNS = ("prompt", "caption", "text")
-FILE_COLUMNS = ("file", "file_name", "image", "path")
+SCORED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")
 LISTS = ("manifest.jsonl", "metadata.jsonl", "metadata.csv", "prompts.csv")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "jpg", "png", "bytes", "file", "file_name", "path"),
+    "prompt": ("prompt", "caption", "text"),
+    "id": ("id",),
+    "prompt_id": ("prompt_id",),
+    "kind": ("kind",),
+    "seed": ("seed",),
+}
+"""Keys of --columns, and the names that are looked for without it, in order."""
+_FILES_FIRST = ("file", "file_name", "image", "path")  # in lists, which name images by their path
 
 
 @dataclass(frozen=True)
@@ -31,32 +50,44 @@ class ImageRow:
     seed: int
     file: str
     where: str
-    read: Callable[[], bytes]
+    read: Callable[[], bytes | None]
 
 
-def read_images(place: Path) -> list[ImageRow]:
-    """Rows of a generated folder, a folder of images with a list or with .txt files, a Parquet or a CSV.
+def open_images(
+    place: Path, columns: Mapping[str, str] | None = None, prompts: bool = True
+) -> Sequence[ImageRow]:
+    """Rows of a generated folder, a folder of images with a list or .txt files, Parquet, a CSV or JSON lines.
+
+    columns: names of columns by key of COLUMNS. prompts: whether each image must have one; an empty text
+    counts as one. Without prompts each image is a prompt of its own, "".
 
     Raises:
-        UserError: nothing there, no images, a prompt or a file missing; always with the row's name.
+        UserError: nothing there, no images, no such column, a prompt or a file's name missing; always with
+            the row's name.
     """
+    columns = dict(columns or {})
+    for key in columns:
+        if key not in COLUMNS:
+            close = nearest(key, COLUMNS)
+            fix = f"did you mean {close}?" if close else f"keys: {', '.join(COLUMNS)}"
+            raise UserError(f"--columns has no key {key!r}", fix=fix)
     if place.is_dir():
-        rows = _from_folder(place)
+        rows = _from_folder(place, columns, prompts)
     elif place.suffix == ".parquet" and place.is_file():
-        rows = _from_parquet(place)
-    elif place.suffix in (".csv", ".jsonl") and place.is_file():
-        rows = _from_list(place)
+        rows = ParquetImages([place], columns, prompts)
+    elif place.suffix in (".csv", ".tsv", ".jsonl") and place.is_file():
+        rows = _from_list(place, columns, prompts)
     else:
         raise UserError(
             f"no images at {place}",
-            why="it is not a folder, .parquet, .csv or .jsonl file"
+            why="it is not a folder, .parquet, .csv, .tsv or .jsonl file"
             if place.exists()
             else "it does not exist",
             fix="give a folder made by diffpref generate, or images with prompts",
         )
-    if not rows:
+    if not len(rows):
         raise UserError(f"{place} holds no images", fix="draw some first: diffpref generate")
-    repeated = _first_repeated(row.id for row in rows)
+    repeated = _first_repeated(rows.ids() if isinstance(rows, ParquetImages) else (row.id for row in rows))
     if repeated:
         raise UserError(f"{place}: the image {repeated} is listed twice")
     return rows
@@ -69,57 +100,98 @@ def score_files(place: Path) -> tuple[Path, Path]:
     return place.with_name(f"{place.stem}.scores.parquet"), place.with_name(f"{place.stem}.scores.json")
 
 
-def _from_folder(folder: Path) -> list[ImageRow]:
+def _from_folder(folder: Path, columns: Mapping[str, str], prompts: bool) -> Sequence[ImageRow]:
     for name in LISTS:
         if (folder / name).is_file():
-            return _from_list(folder / name)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    entries = []
-    for path in files:
-        beside = path.with_suffix(".txt")
-        if not beside.is_file():
-            raise UserError(
-                f"{path} has no prompt",
-                why=f"neither {beside.name} nor one of {', '.join(LISTS)} says it",
-                fix='write metadata.jsonl with lines {"file_name": "a.png", "prompt": "..."}',
-            )
-        entries.append(
-            {"file": str(path.relative_to(folder)), "prompt": beside.read_text(encoding="utf-8").strip()}
+            return _from_list(folder / name, columns, prompts)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SCORED_SUFFIXES and p.is_file())
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if not files:
+        tables = [p for p in sorted(folder.glob("*.parquet")) if not p.name.endswith("scores.parquet")]
+        return ParquetImages(tables, columns, prompts) if tables else []
+    if columns:
+        raise UserError(f"--columns has no effect: {folder} holds images without a list")
+    beside = {path: path.with_suffix(".txt") for path in files}
+    bare = [path for path, text in beside.items() if not text.is_file()]
+    if bare and (prompts or len(bare) < len(files)):
+        raise UserError(
+            f"{bare[0]} has no prompt" + (f", nor have {len(bare) - 1} others" if len(bare) > 1 else ""),
+            why=f"neither {beside[bare[0]].name} nor one of {', '.join(LISTS)} says it",
+            fix='write metadata.jsonl with lines {"file_name": "a.png", "prompt": "..."}',
         )
-    return _rows(entries, folder, folder)
+    entries: list[dict[str, Any]] = [{"file": str(path.relative_to(folder))} for path in files]
+    if not bare:
+        for entry, path in zip(entries, files, strict=True):
+            entry["prompt"] = _text_of(beside[path])
+    return _rows(entries, {}, folder, folder, prompts)
 
 
-def _from_list(path: Path) -> list[ImageRow]:
-    entries: list[dict[str, Any]] = []
+def _text_of(path: Path) -> str:
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            if path.suffix == ".csv":
-                entries = list(csv.DictReader(stream))
-            else:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        entry = json.loads(line)
-                        if not isinstance(entry, dict):
-                            raise ValueError(f"line {number} is not an object")
-                        entries.append(entry)
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read", why=str(error)) from error
+
+
+def _from_list(path: Path, columns: Mapping[str, str], prompts: bool) -> list[ImageRow]:
+    return _rows(read_entries(path), columns, path.parent, path, prompts)
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .csv, .tsv or .jsonl file as objects. Raises UserError with the line when one is not."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            if path.suffix != ".jsonl":
+                return list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
+            entries = []
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    entry = json.loads(line)
+                    if not isinstance(entry, dict):
+                        raise ValueError(f"line {number} is not an object")
+                    entries.append(entry)
+            return entries
     except (ValueError, OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read", why=str(error)) from error
-    return _rows(entries, path.parent, path)
 
 
-def _rows(entries: list[dict[str, Any]], root: Path, source: Path) -> list[ImageRow]:
+def _rows(
+    entries: list[dict[str, Any]], columns: Mapping[str, str], root: Path, source: Path, prompts: bool
+) -> list[ImageRow]:
     texts: dict[str, int] = {}
     rows = []
+    file_names = [columns["image"]] if "image" in columns else list(_FILES_FIRST)
+    prompt_names = [columns["prompt"]] if "prompt" in columns else list(COLUMNS["prompt"])
+    present = list(dict.fromkeys(name for entry in entries for name in entry))
+    for name in columns.values():
+        if entries and name not in present:
+            close = nearest(name, present)
+            raise UserError(
+                f"{source} has no column {name!r}",
+                why=f"columns: {', '.join(map(str, present))}",
+                fix=f"did you mean {close!r}?" if close else "",
+            )
     for number, entry in enumerate(entries):
-        file = _first(entry, FILE_COLUMNS, source, number)
-        prompt = _first(entry, PROMPT_COLUMNS, source, number)
+        file = _text(entry, file_names)
+        if not file:
+            raise UserError(
+                f"{source}: row {number} names no image", why=f"looked for {', '.join(file_names)}"
+            )
+        prompt = _text(entry, prompt_names)
+        if prompt is None and prompts:
+            raise UserError(
+                f"{source}: row {number} has no {prompt_names[0]}",
+                why=f"looked for {', '.join(prompt_names)}",
+            )
+        own = texts.setdefault(f"\0{number}" if prompt is None else prompt, len(texts))
+        value = partial(_value, entry, columns)
         rows.append(
             ImageRow(
-                id=str(entry.get("id") or file),
-                prompt_id=_integer(entry, "prompt_id", texts.setdefault(prompt, len(texts)), source, number),
-                prompt=prompt,
-                kind=str(entry.get("kind") or "all"),
-                seed=_integer(entry, "seed", 0, source, number),
+                id=str(value("id") or file),
+                prompt_id=_integer(value("prompt_id"), "prompt_id", own, source, number),
+                prompt=prompt or "",
+                kind=str(value("kind") or "all"),
+                seed=_integer(value("seed"), "seed", 0, source, number),
                 file=file,
                 where=str(root / file),
                 read=(root / file).read_bytes,
@@ -128,68 +200,136 @@ def _rows(entries: list[dict[str, Any]], root: Path, source: Path) -> list[Image
     return rows
 
 
-def _from_parquet(path: Path) -> list[ImageRow]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read", why=str(error).splitlines()[0]) from error
-    image_column = _column(table, ("image", "jpg", "png", "bytes", *FILE_COLUMNS), "image", path)
-    prompt_column = _column(table, PROMPT_COLUMNS, "prompt", path)
-    kinds = table["kind"].to_pylist() if "kind" in table.column_names else ["all"] * len(table)
-    texts: dict[str, int] = {}
-    rows = []
-    for number, (prompt, kind) in enumerate(zip(table[prompt_column].to_pylist(), kinds, strict=True)):
-        if not prompt:
-            raise UserError(f"{path}: row {number} has no prompt", why=f"column {prompt_column!r} is empty")
-        rows.append(
-            ImageRow(
-                id=f"{number:07d}",
-                prompt_id=texts.setdefault(prompt, len(texts)),
-                prompt=prompt,
-                kind=str(kind or "all"),
-                seed=0,
-                file="",
-                where=f"{path}: row {number}",
-                read=_cell_reader(table[image_column], number, path),
-            )
+class ParquetImages(Sequence[ImageRow]):
+    """Rows of Parquet files in order: images as bytes, as the {bytes, path} of the datasets library, or
+    paths.
+
+    Texts and numbers are held as Arrow columns; images are streamed when they are read, cheapest in order.
+    Not safe for concurrent threads.
+    """
+
+    def __init__(self, files: Sequence[Path], columns: Mapping[str, str], prompts: bool) -> None:
+        self._files = [_open(path) for path in files]
+        self._reader = RowReader(self._files)
+        schema = self._files[0].schema
+        for file in self._files[1:]:
+            if file.schema.names != schema.names:
+                raise UserError(f"{file.path} and {files[0]} have different columns")
+        self._image = _column("image", columns, schema, files[0])
+        found = {key: _column(key, columns, schema, files[0], key == "prompt" and prompts) for key in COLUMNS}
+        wanted = {key: name for key, name in found.items() if name and key != "image"}
+        self._texts = {key: _read_column(self._files, name) for key, name in wanted.items()}
+        self._check_prompts(found["prompt"], prompts)
+        self._prompt_ids = self._own_prompt_ids()
+
+    def __len__(self) -> int:
+        return sum(file.rows for file in self._files)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return ImageRow(
+            id=self._cell("id", place, f"{place:07d}"),
+            prompt_id=int(self._prompt_ids[place]),
+            prompt=self._cell("prompt", place, ""),
+            kind=self._cell("kind", place, "all"),
+            seed=_integer(self._raw("seed", place), "seed", 0, self._files[0].path, place),
+            file="",
+            where=self._reader.describe(place),
+            read=partial(self._bytes, place),
         )
-    return rows
 
+    def ids(self) -> Iterable[str]:
+        return (
+            (self._cell("id", row, f"{row:07d}") for row in range(len(self))) if "id" in self._texts else ()
+        )
 
-def _cell_reader(column: pa.ChunkedArray, number: int, path: Path) -> Callable[[], bytes]:
-    """Bytes of one cell: binary, {"bytes": ..., "path": ...} as in the datasets library, or a file's path."""
+    def _raw(self, key: str, row: int) -> Any:
+        return self._texts[key][row].as_py() if key in self._texts else None
 
-    def read() -> bytes:
-        value = column[number].as_py()
+    def _cell(self, key: str, row: int, default: str) -> str:
+        value = self._raw(key, row)
+        return default if value is None or (value == "" and key != "prompt") else str(value)
+
+    def _bytes(self, row: int) -> bytes | None:
+        value = self._reader.read(row, [self._image])[self._image]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return (path.parent / value).read_bytes()
-        return value or b""
+            return (self._files[self._reader.locate(row)[0]].path.parent / value).read_bytes()
+        return value
 
-    return read
+    def _check_prompts(self, name: str, prompts: bool) -> None:
+        if "prompt" not in self._texts:
+            return
+        empty = np.flatnonzero(pc.is_null(self._texts["prompt"]).to_numpy(zero_copy_only=False))
+        if len(empty) and prompts:
+            where = self._reader.describe(int(empty[0]))
+            raise UserError(f"{where} has no prompt", why=f"column {name!r} is null in {len(empty)} rows")
+
+    def _own_prompt_ids(self) -> Any:
+        if "prompt_id" in self._texts:
+            return [
+                _integer(value.as_py(), "prompt_id", row, self._files[0].path, row)
+                for row, value in enumerate(self._texts["prompt_id"])
+            ]
+        if "prompt" not in self._texts:
+            return np.arange(len(self))
+        # in order of first appearance, as in lists
+        return pc.dictionary_encode(self._texts["prompt"].fill_null("")).indices.to_numpy()
 
 
-def _column(table: pa.Table, names: tuple[str, ...], what: str, path: Path) -> str:
+def _open(path: Path) -> PairFile:
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read", why=first_line(error)) from error
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return PairFile(path, metadata.schema.to_arrow_schema(), groups)
+
+
+def _read_column(files: Sequence[PairFile], name: str) -> pa.Array:
+    parts = []
+    for file in files:
+        try:
+            column = pq.read_table(file.path, columns=[name])[name]
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file.path} cannot be read", why=first_line(error)) from error
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        parts += column.chunks
+    return pa.chunked_array(parts).combine_chunks() if parts else pa.array([], pa.string())
+
+
+def _column(
+    key: str, columns: Mapping[str, str], schema: pa.Schema, path: Path, required: bool = False
+) -> str:
+    """The column's name; "" where it is left out and not required. The image's is."""
+    names = [columns[key]] if key in columns else list(COLUMNS[key])
     for name in names:
-        if name in table.column_names:
+        if name in schema.names:
             return name
+    if key not in columns and not required and key != "image":
+        return ""
+    close = nearest(names[0], schema.names)
     raise UserError(
-        f"{path} has no {what} column",
-        why=f"columns: {', '.join(table.column_names)}",
-        fix=f"call it {names[0]!r}",
+        f"{path} has no {key} column",
+        why=f"looked for {', '.join(names)}; columns: {', '.join(schema.names)}",
+        fix=f"name it with --columns {key}={close or 'NAME'}",
     )
 
 
-def _first(entry: dict[str, Any], names: tuple[str, ...], source: Path, number: int) -> str:
-    for name in names:
-        if isinstance(entry.get(name), str) and entry[name].strip():
-            return entry[name]
-    raise UserError(f"{source}: row {number} has no {names[0]}", why=f"looked for {', '.join(names)}")
+def _value(entry: Mapping[str, Any], columns: Mapping[str, str], key: str) -> Any:
+    return entry.get(columns.get(key, key))
 
 
-def _integer(entry: dict[str, Any], key: str, default: int, source: Path, number: int) -> int:
-    value = entry.get(key)
+def _text(entry: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((entry[name] for name in names if isinstance(entry.get(name), str)), None)
+
+
+def _integer(value: Any, key: str, default: int, source: Path, number: int) -> int:
     if value in (None, ""):
         return default
     try:

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from diffpref.errors import UserError
 from diffpref.paths import resolve, resolve_existing, resolve_or_hub_id
+from diffpref.processes import choose_device
 from diffpref.suites import name_hint
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -70,7 +71,7 @@ def load_pipeline(
     """
     if dtype not in DTYPES:
         raise UserError(f"there is no precision {dtype!r}", fix=name_hint(dtype, DTYPES))
-    target = _device(device)
+    target = choose_device(device)
     base, own_lora = _locate(model)
     if lora and own_lora:
         raise UserError(
@@ -122,6 +123,27 @@ def flush_to_disk(stream: IO[str]) -> None:
     """Make what was written so far survive a power cut."""
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def base_and_lora(model: str) -> tuple[str, Path | None]:
+    """The pipeline folder or hub id that a model is or builds on, and its folder when it is a LoRA of ours.
+
+    Raises UserError when it is neither.
+    """
+    return _locate(model)
+
+
+def recorded_base(model: str) -> str:
+    """What a model of diffpref train was trained from. Raises UserError when its folder does not say it."""
+    place = resolve_or_hub_id(model, "model")
+    for folder in (place / "model", place) if isinstance(place, Path) else ():
+        try:
+            return str(json.loads((folder / LORA_INFO).read_text(encoding="utf-8"))["base"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise UserError(
+        f"{model} does not say what it was trained from", why=f"it has no {LORA_INFO}", fix="give --reference"
+    )
 
 
 def _locate(model: str) -> tuple[str, Path | None]:
@@ -216,13 +238,3 @@ def _run_of(place: Path | str | None) -> str | None:
         return None
     folder = (place if place.is_dir() else place.parent).resolve().parent
     return str(folder) if (folder / "metrics.jsonl").is_file() else None
-
-
-def _device(name: str | None) -> str:
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} cannot be used", why=str(error).splitlines()[0]) from error
-    return name

@@ -16,21 +16,35 @@ A suite is one TOML file::
     [[prompts]]
     text = "a red circle left of a blue square"
     kind = "position"         # tables are split by kind
+
+or, in place of the prompts, the file that holds them::
+
+    prompts_file = "PartiPrompts.tsv"   # from this file's folder; a hub id where format is given
+    format = "parti"                    # a name of prompt_lists.FORMATS, or "auto" (default)
+    kind_column = "Challenge"           # other columns than the format's own; prompt_column likewise
+
+A list of prompts can be given as a suite by itself (``parti:PartiPrompts.tsv``, ``prompts.txt``), with the
+sampler settings on the command line.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffpref.errors import UserError, nearest
 from diffpref.paths import fingerprint, share_dir
+from diffpref.prompt_lists import FORMATS, SUFFIXES, read_prompts
+
+log = logging.getLogger("diffpref")
 
 SCHEDULERS = ("ddim", "euler", "dpmsolver++", "pndm")
+_LIST_KEYS = {"format": "auto", "prompt_column": "", "kind_column": ""}
 _SEED_STRIDE = 1_000_003  # a prime well above any suite's number of prompts
 
 
@@ -103,20 +117,56 @@ def image_seed(sample: int, prompt_id: int) -> int:
     return sample * _SEED_STRIDE + prompt_id
 
 
-def load_suite(name_or_path: str | Path) -> Suite:
-    """Read a shipped suite by name (``"tiny"``) or a TOML file by path.
+def load_suite(name_or_path: str | Path, sampling: Mapping[str, Any] | None = None) -> Suite:
+    """Read a shipped suite by name (``"tiny"``), a TOML file, or a list of prompts.
+
+    A list is a file or folder of `prompt_lists`, or ``FORMAT:PLACE`` with a hub id as well. sampling:
+    settings by their key in the TOML file, which win over those there; a list has no others.
 
     Raises:
-        UserError: no such suite, not TOML, or a key that is unknown, missing, mistyped or out of range.
+        UserError: no such suite, not TOML, a key that is unknown, missing, mistyped or out of range, or a
+            list that cannot be read.
     """
-    path = _find(str(name_or_path))
+    spec, options = str(name_or_path), dict(sampling or {})
+    form, _, place = spec.partition(":")
+    if form in FORMATS and place:
+        return _of_list(place, form, options)
+    if Path(spec).is_dir() or Path(spec).suffix.lower() in SUFFIXES:
+        return _of_list(spec, "auto", options)
+    path = _find(spec)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a TOML file", why=str(error)) from error
     except OSError as error:
         raise UserError(f"cannot read the suite {path}", why=str(error.strerror)) from error
-    return _Reader(path).suite(table)
+    return _Reader(path).suite({**table, **options})
+
+
+def sampling_arguments(sampling: Mapping[str, Any]) -> list[str]:
+    """The command line's options for these settings."""
+    words: list[str] = []
+    for key, value in sampling.items():
+        if key not in ("width", "height"):
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{key.replace('_', '-')}", text]
+    if "width" in sampling:
+        words += ["--size", f"{sampling['width']}x{sampling['height']}"]
+    return words
+
+
+def _of_list(place: str, form: str, options: dict[str, Any]) -> Suite:
+    needed = {"steps": "--steps", "guidance": "--guidance", "width": "--size", "height": "--size"}
+    missing = list(dict.fromkeys(option for key, option in needed.items() if key not in options))
+    if missing:
+        raise UserError(
+            f"{place} says nothing of how to draw its prompts",
+            why="a score has no meaning without scheduler, steps, guidance, size and seeds",
+            fix=f"give {', '.join(missing)}, or a TOML suite with prompts_file (see docs/evaluation.md)",
+        )
+    name = form if form not in ("auto", "prompts") else Path(place).stem
+    table = {"name": name, "prompts_file": place, "format": form, **options}
+    return _Reader(Path(place), Path()).suite(table)
 
 
 def shipped_suites() -> list[str]:
@@ -148,13 +198,14 @@ def _find(spec: str) -> Path:
 class _Reader:
     """Strict reading of one table; every complaint names file, key and what would be right."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        """root: where a relative prompts_file starts; by default the folder of `path`."""
+        self.path, self.root = path, path.parent if root is None else root
 
     def suite(self, table: dict[str, Any]) -> Suite:
         known = {
             "name", "description", "license", "scheduler", "steps", "guidance", "width", "height",
-            "negative_prompt", "seeds", "prompts",
+            "negative_prompt", "seeds", "prompts", "prompts_file", *_LIST_KEYS,
         }  # fmt: skip
         self._only(table, known, "")
         scheduler = self._text(table, "scheduler", "ddim")
@@ -171,7 +222,7 @@ class _Reader:
             height=self._side(table, "height"),
             negative_prompt=self._text(table, "negative_prompt", ""),
             seeds=self._seeds(table),
-            prompts=self._prompts(table),
+            prompts=self._prompts(table) if "prompts_file" not in table else self._listed(table),
         )
 
     def _wrong(self, key: str, why: str, fix: str = "") -> UserError:
@@ -222,7 +273,29 @@ class _Reader:
             raise self._wrong("seeds", "a seed stands twice: the same image would count twice")
         return tuple(seeds)
 
+    def _listed(self, table: dict[str, Any]) -> tuple[Prompt, ...]:
+        """Prompts of prompts_file; one that stands there again is left out."""
+        if "prompts" in table:
+            raise self._wrong("prompts_file", "there are [[prompts]], too", "keep one of them")
+        source, form, prompt_column, kind_column = (
+            self._text(table, key, default) for key, default in (("prompts_file", ""), *_LIST_KEYS.items())
+        )
+        beside = self.root / Path(source).expanduser()
+        found = read_prompts(str(beside) if beside.exists() else source, form, prompt_column, kind_column)
+        kinds: dict[str, str] = {}
+        for text, kind in found:
+            kinds.setdefault(text, kind)
+        if len(kinds) < len(found):
+            log.warning(
+                "%s: %d of %d prompts stand there more than once and are drawn once",
+                source, len(found) - len(kinds), len(found),
+            )  # fmt: skip
+        return tuple(Prompt(index, text, kind) for index, (text, kind) in enumerate(kinds.items()))
+
     def _prompts(self, table: dict[str, Any]) -> tuple[Prompt, ...]:
+        for key in _LIST_KEYS:
+            if key in table:
+                raise self._wrong(key, "has no effect without prompts_file")
         rows = table.get("prompts")
         if not isinstance(rows, list) or not rows:
             raise self._wrong("prompts", "there are none", "add [[prompts]] tables with text and kind")

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffpref.data.images import as_tensor, decode_image, to_pixels
 from diffpref.data.pairs import PreferencePair, open_pairs
 from diffpref.errors import UserError
-from diffpref.image_tables import read_images
+from diffpref.image_tables import open_images
 from diffpref.paths import resolve_existing
 
 SIDE = 64
@@ -58,7 +58,7 @@ def both_styles(pairs: Sequence[PreferencePair], vae: AutoencoderKL) -> tuple[Te
 def load_generated(folder: Path) -> dict[str, Tensor]:
     """Prompt -> uint8 [3, SIDE, SIDE] of a folder that `diffpref generate` wrote with one seed per prompt."""
     found: dict[str, Tensor] = {}
-    for row in read_images(folder):
+    for row in open_images(folder):
         image = decode_image(row.read())
         if image.size != (SIDE, SIDE):
             raise UserError(f"{row.where} is {image.width}x{image.height}", fix="draw the suite icons")

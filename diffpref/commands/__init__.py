@@ -6,6 +6,7 @@ import argparse
 from typing import Protocol
 
 from diffpref.commands import (
+    accuracy,
     caption_report,
     check,
     convert,
@@ -13,6 +14,7 @@ from diffpref.commands import (
     encode,
     env,
     estimate,
+    evaluate,
     generate,
     report,
     score,
@@ -42,7 +44,9 @@ COMMANDS: dict[str, Command] = {
     "estimate": estimate,
     "generate": generate,
     "score": score,
+    "evaluate": evaluate,
     "report": report,
+    "accuracy": accuracy,
     "caption-report": caption_report,
     "check": check,
     "convert": convert,

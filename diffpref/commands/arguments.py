@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from diffpref.errors import UserError
 
@@ -56,3 +56,94 @@ def pair(text: str) -> tuple[str, str]:
 def shard(text: str) -> tuple[int, int]:
     index, _, total = text.partition("/")
     return count(index), positive(total)
+
+
+def add_evaluators(parser: Parser) -> None:
+    """--evaluators, and what their networks run with."""
+    parser.add_argument(
+        "--evaluators", required=True, metavar="A,B", help="names, separated by commas, such as oracle"
+    )
+    add_evaluator_runtime(parser)
+
+
+def add_evaluator_runtime(parser: Parser) -> None:
+    """What the networks of evaluators run with."""
+    parser.add_argument(
+        "--weights",
+        type=pair,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="folder, file or hub id of an evaluator's weights (default: the published ones)",
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=32, metavar="N", help="images judged together (default 32)"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="precision of the evaluators' networks, recorded with the scores (default fp32)",
+    )
+
+
+def evaluator_names(text: str) -> list[str]:
+    """Raises UserError when there is none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("--evaluators names none", fix="such as --evaluators oracle")
+    return names
+
+
+def add_suite(parser: Parser) -> None:
+    """--suite, and sampler settings that win over its own."""
+    parser.add_argument(
+        "--suite",
+        required=True,
+        metavar="SUITE",
+        help="shipped suite's name, TOML file, or prompts: .txt, .csv, .tsv, .jsonl, .json, .parquet, or "
+        "FORMAT:PLACE, where PLACE may be a hub id and FORMAT is parti, drawbench, geneval, hpdv2, "
+        "pick-a-pic or prompts",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="NAME", help="ddim, euler, dpmsolver++ or pndm, not the suite's"
+    )
+    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps, not the suite's")
+    parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale, not the suite's")
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="pixels, such as 512 or 1024x768, not the suite's"
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="negative prompt, not the suite's")
+    parser.add_argument(
+        "--seeds", type=seeds, metavar="S,S", help="seeds, an image of each prompt for each, not the suite's"
+    )
+    parser.add_argument(
+        "--limit", type=count, default=0, metavar="N", help="only the first N prompts (default 0: all)"
+    )
+
+
+def sampling(values: argparse.Namespace) -> dict[str, Any]:
+    """The settings given, by their key in a suite."""
+    names = ("scheduler", "steps", "guidance", "negative_prompt", "seeds")
+    given = {name: getattr(values, name) for name in names if getattr(values, name) is not None}
+    if values.size is not None:
+        given["width"], given["height"] = values.size
+    return given
+
+
+def timesteps(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return count(low), count(high or low)
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return positive(width), positive(height or width)
+
+
+def seeds(text: str) -> list[int]:
+    return [count(seed) for seed in text.split(",")]

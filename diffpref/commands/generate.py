@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffpref.commands.arguments import Overrides, Parser, count, positive
+from diffpref.commands.arguments import Overrides, Parser, add_suite, positive, sampling
 
 SUMMARY = "Draw a suite of prompts with a model."
 
@@ -14,17 +14,12 @@ def add_arguments(parser: Parser) -> bool:
         "--model", required=True, metavar="MODEL", help="pipeline folder, hub id, or tiny:model"
     )
     parser.add_argument("--lora", metavar="LORA", help="folder of a LoRA to put on the model")
-    parser.add_argument(
-        "--suite", required=True, metavar="SUITE", help="TOML file of prompts, or a shipped suite's name"
-    )
+    add_suite(parser)
     parser.add_argument(
         "--out",
         required=True,
         metavar="DIR",
         help="folder for images/ and manifest.jsonl; continued when begun",
-    )
-    parser.add_argument(
-        "--limit", type=count, default=0, metavar="N", help="only the first N prompts (default 0: all)"
     )
     parser.add_argument(
         "--batch", type=positive, default=16, metavar="N", help="images drawn together (default 16)"
@@ -53,5 +48,6 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
         batch=values.batch,
         device=values.device,
         dtype=values.dtype,
+        sampling=sampling(values),
     )
     print(folder)

@@ -23,6 +23,11 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "--out", required=True, metavar="F.html", help="the report; its numbers go to F.json beside it"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare folders whose sampling settings, prompts or seeds differ; the report lists how",
+    )
     parser.add_argument("--title", metavar="TEXT", help="title of the report")
     return False
 
@@ -33,5 +38,5 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
 
     candidates = [Path(folder) for group in values.candidate for folder in group]
     title = {"title": values.title} if values.title else {}
-    numbers = write_report(Path(values.baseline), candidates, Path(values.out), **title)
+    numbers = write_report(Path(values.baseline), candidates, Path(values.out), force=values.force, **title)
     print(f"{markdown_table(numbers)}\n\n{values.out}")

@@ -7,7 +7,7 @@ on the header before anything is decoded, and one defined result (8-bit RGB) for
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+SCORED_FORMATS: tuple[str, ...] = (*FORMATS, "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 8192 x 8192, ample for any diffusion model, 192 MiB as RGB."""
 
@@ -61,21 +62,44 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
     Raises ImageError: null, empty, not an image, a format outside FORMATS, more than `max_pixels` (seen in
     the header, nothing is decoded), truncated or damaged.
     """
+    return _decode(data, max_pixels, FORMATS, _to_rgb)
+
+
+def decode_for_scoring(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode image bytes into the 8-bit RGB that the published scorers see: Pillow's `convert("RGB")`.
+
+    Unlike in `decode_image` EXIF orientation is ignored and transparency is dropped, so that the colours
+    stored under transparent pixels show: that is what published scores were made from. Palette, grey and
+    CMYK are converted, of an animation the first frame is taken, embedded colour profiles are ignored. One
+    exception: 16-bit grey is scaled to 8 bits, where `convert` makes everything above 255 white.
+
+    Raises ImageError: null, empty, not an image, a format outside SCORED_FORMATS, floating-point pixels (they
+    have no defined range), more than `max_pixels`, truncated or damaged.
+    """
+    return _decode(data, max_pixels, SCORED_FORMATS, _as_stored)
+
+
+def _decode(
+    data: bytes | None,
+    max_pixels: int,
+    formats: tuple[str, ...],
+    convert: Callable[[Image.Image], Image.Image],
+) -> Image.Image:
     if data is None:
         raise ImageError("image is null")
     if len(data) == 0:
         raise ImageError("image has zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"image of {width}x{height} is above the limit of {max_pixels} pixels")
             image.load()
-            return _to_rgb(image)
+            return convert(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        raise ImageError(f"bytes are not a {', '.join(formats[:-1])} or {formats[-1]} image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"image is above the limit of {max_pixels} pixels") from None
     except MemoryError:
@@ -124,14 +148,24 @@ def as_tensor(samples: Sequence[PixelSample]) -> torch.Tensor:
 def _to_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
-        # Pillow's own conversion of 16-bit grey to 8 bits clips at 255; scale the full range instead.
-        values = np.asarray(upright).astype(np.float64).clip(0, 65535)
-        upright = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        upright = _grey_to_8_bits(upright)
     if "A" in upright.getbands() or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return upright.convert("RGB")
+
+
+def _as_stored(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("floating-point pixels have no defined range")
+    return (_grey_to_8_bits(image) if image.mode.startswith("I") else image).convert("RGB")
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey over its full range; Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.float64).clip(0, 65535)
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def _short(error: Exception) -> str:

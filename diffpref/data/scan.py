@@ -74,26 +74,32 @@ class TableStats:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """rows: int64 global row numbers of usable pairs, ascending; first_wins: bool, image 0 is the winner."""
+    """rows: int64 global row numbers of usable pairs, ascending; first_wins: bool, image 0 is the winner;
+    labels: float64, 1 for image 0, 0 for image 1, 0.5 for a tie."""
 
     rows: np.ndarray[Any, np.dtype[np.int64]]
     first_wins: Mask
+    labels: np.ndarray[Any, np.dtype[np.float64]]
     stats: TableStats
 
 
-def scan(files: Sequence[PairFile], columns: Columns, captions: Captions) -> ScanResult:
-    """Read labels and captions of all files. Raises UserError at the first label that is not 0, 0.5 or 1."""
+def scan(files: Sequence[PairFile], columns: Columns, captions: Captions, ties: bool = False) -> ScanResult:
+    """Read labels and captions of all files; ties: whether they count as usable.
+
+    Raises UserError at the first label that is not 0, 0.5 or 1.
+    """
     stats = TableStats()
     rows: list[np.ndarray[Any, Any]] = [np.zeros(0, np.int64)]
-    wins: list[np.ndarray[Any, Any]] = [np.zeros(0, np.bool_)]
+    labels: list[np.ndarray[Any, Any]] = [np.zeros(0, np.float64)]
     for file in files:
         first_row, done = stats.rows, 0
         for batch in _batches(file, needed_columns(file, columns, captions)):
-            usable, first_wins = _scan_batch(batch, file, done, columns, captions, stats)
+            usable, found = _scan_batch(batch, file, done, columns, captions, stats, ties)
             rows.append(np.flatnonzero(usable) + (first_row + done))
-            wins.append(first_wins[usable])
+            labels.append(found[usable])
             done += batch.num_rows
-    return ScanResult(rows=np.concatenate(rows), first_wins=np.concatenate(wins), stats=stats)
+    joined = np.concatenate(labels)
+    return ScanResult(rows=np.concatenate(rows), first_wins=joined == 1, labels=joined, stats=stats)
 
 
 def _batches(file: PairFile, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -115,8 +121,9 @@ def _scan_batch(
     columns: Columns,
     captions: Captions,
     stats: TableStats,
-) -> tuple[Mask, Mask]:
-    """(usable, image 0 wins) of each row of a batch that starts at `first_row` of its file; adds to stats."""
+    keep_ties: bool,
+) -> tuple[Mask, np.ndarray[Any, np.dtype[np.float64]]]:
+    """(usable, label) of each row of a batch that starts at `first_row` of its file; adds to stats."""
     labelled = _labelled(batch)
     labels = _numbers(batch.column(columns.label_0))
     _check_labels(labels, labelled, file, first_row, columns.label_0)
@@ -125,18 +132,18 @@ def _scan_batch(
             labels, _numbers(batch.column(OTHER_LABEL)), labelled, file, first_row, columns.label_0
         )
     ties = labelled & (labels == 0.5)
-    decided = labelled & ~ties
+    wanted = labelled & (keep_ties | ~ties)
     bad = np.zeros(batch.num_rows, np.bool_)
     for name in caption_columns(columns, captions):
-        for row in np.flatnonzero(decided & ~bad & _blank(batch.column(name))):
+        for row in np.flatnonzero(wanted & ~bad & _blank(batch.column(name))):
             stats.add_bad(BadRow(f"{file.path} row {first_row + row}", f"{name} is null or empty"))
             bad[row] = True
-    usable = decided & ~bad
+    usable = wanted & ~bad
     stats.rows += batch.num_rows
     stats.ties += int(ties.sum())
     stats.unlabelled += int((~labelled).sum())
     stats.first_wins += int((usable & (labels == 1)).sum())
-    return usable, labels == 1
+    return usable, labels
 
 
 def _labelled(batch: pa.RecordBatch) -> Mask:

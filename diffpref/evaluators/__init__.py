@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from diffpref.errors import UserError
+from diffpref.evaluators import oracle
 from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator, Runtime
-from diffpref.evaluators.oracle import Oracle
 from diffpref.suites import name_hint
 
-EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {"oracle": lambda _: Oracle()}
+EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {"oracle": oracle.load}
 
 __all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "Runtime", "load_evaluators"]
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffpref.evaluators.base import Column
+from diffpref.errors import UserError
+from diffpref.evaluators.base import Column, Runtime
 from diffpref.paths import fingerprint
 from diffpref.tiny.oracle import FACTS_WEIGHT, STYLE_PARTS, VERSION, Judgement, judge
 
@@ -63,6 +64,13 @@ class Oracle:
             "verdict": [verdict(j) for j in judgements],
             "caption": [j.caption for j in judgements],
         }
+
+
+def load(runtime: Runtime) -> Oracle:
+    """The oracle has no weights; device and dtype change nothing about it. Raises UserError for weights."""
+    if runtime.weights:
+        raise UserError("the evaluator oracle takes no weights", why="it is a program", fix="leave them out")
+    return Oracle()
 
 
 def verdict(judgement: Judgement) -> str:

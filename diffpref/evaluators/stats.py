@@ -5,12 +5,14 @@ The unit is the **prompt**: scores of several seeds are averaged within their pr
 speak about.
 
 Sources: B. Efron and R. Tibshirani, *An Introduction to the Bootstrap* (1993), ch. 13 (percentile interval);
+T. Hesterberg, The American Statistician 69 (2015), 371-386 (its expansion for small samples);
 E. B. Wilson, JASA 22 (1927), 209-212 (score interval); B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol.
 Biol. 9 (2010), art. 39 (permutation p-values are never zero); S. Holm, Scand. J. Statist. 6 (1979), 65-70.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,14 +92,47 @@ def wilson_interval(win_rate: float, total: int, confidence: float = CONFIDENCE)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
+def prompts_for_win_rate(
+    half_width: float, win_rate: float = 0.5, ties: float = 0.0, confidence: float = CONFIDENCE
+) -> int:
+    """Prompts needed for an interval of W of `half_width` (0.03: three points either way).
+
+    ``n = (z / h)^2 V`` with ``V = W (1 - W) - ties / 4``, the variance of one prompt's outcome (1, 1/2 or 0)
+    when the share `ties` of prompts is tied. Without a guess of W and ties the default is the worst case.
+
+    Raises ValueError unless 0 < half_width < 1 and W is possible with so many ties.
+    """
+    if not 0 <= ties / 2 <= win_rate <= 1 - ties / 2 <= 1:
+        raise ValueError(f"a win rate of {win_rate} is not possible with {ties} ties")
+    return _prompts_for(half_width, win_rate * (1 - win_rate) - ties / 4, confidence)
+
+
+def prompts_for_mean(half_width: float, deviation: float, confidence: float = CONFIDENCE) -> int:
+    """Prompts needed for an interval of a mean (difference) of `half_width`, in the units of `deviation`.
+
+    deviation: standard deviation of the per-prompt values (of the paired differences, for a difference).
+    """
+    if deviation < 0:
+        raise ValueError(f"a standard deviation is not negative, got {deviation}")
+    return _prompts_for(half_width, deviation**2, confidence)
+
+
+def _prompts_for(half_width: float, variance: float, confidence: float) -> int:
+    if half_width <= 0:
+        raise ValueError(f"a half-width is above 0, got {half_width}")
+    z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
+    # rounding must not ask for one prompt more than an exact quotient
+    return max(1, math.ceil((z / half_width) ** 2 * variance - 1e-9))
+
+
 def bootstrap_means(
     values: ArrayLike, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Floats:
-    """Percentile bootstrap intervals of column means, prompts resampled with replacement.
+    """Expanded percentile bootstrap intervals of column means, prompts resampled with replacement.
 
     All columns share one set of resamples, so columns stay paired (a difference's interval is the interval of
     the difference) and a whole report costs one matrix product. Equals ``scipy.stats.bootstrap`` with
-    ``method="percentile"`` column by column, up to resampling noise.
+    ``method="percentile"`` at the level of `expanded_tail`, column by column, up to resampling noise.
 
     Args:
         values: [P] or [P, K], one row per prompt.
@@ -107,16 +142,50 @@ def bootstrap_means(
     """
     array = _finite(values)
     columns = array.reshape(len(array), -1)
-    generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            _resample_counts(generator, size, len(columns)) @ columns / len(columns)
-            for size in _chunks(resamples, len(columns))
-        ]
-    )
-    tail = (1 - confidence) / 2
-    ends = np.quantile(means, [tail, 1 - tail], axis=0).T
+    ends = bootstrap_ratios(columns, np.ones_like(columns), resamples, confidence, seed)
     return ends[0] if array.ndim == 1 else ends
+
+
+def bootstrap_ratios(
+    totals: ArrayLike,
+    counts: ArrayLike,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Floats:
+    """Intervals of ``totals.sum() / counts.sum()`` over prompts that have unequal numbers of items.
+
+    Args:
+        totals: [P] or [P, K], a prompt's sum over its items. counts: the same shape, how many items.
+
+    Returns:
+        [2] or [K, 2]: lower and upper end. A resample without any item is left out.
+    """
+    array = _finite(totals)
+    columns, items = array.reshape(len(array), -1), _finite(counts).reshape(len(array), -1)
+    prompts = len(columns)
+    generator = np.random.default_rng(seed)
+    parts = []
+    for size in _chunks(resamples, prompts):
+        drawn = _resample_counts(generator, size, prompts)
+        with np.errstate(invalid="ignore"):
+            parts.append((drawn @ columns) / (drawn @ items))
+    tail = expanded_tail(prompts, confidence)
+    ends = np.nanquantile(np.concatenate(parts), [tail, 1 - tail], axis=0).T
+    return ends[0] if array.ndim == 1 else ends
+
+
+def expanded_tail(prompts: int, confidence: float = CONFIDENCE) -> float:
+    """Share of resamples to cut off at each end: ``Phi(-sqrt(n / (n - 1)) t)``, with t of n - 1 degrees.
+
+    The plain percentile interval cuts off (1 - confidence) / 2 and is too narrow for small n, by the bias of
+    the sample's deviation and by the difference of t and normal (Hesterberg 2015): at 30 prompts
+    it holds 92 to 94 % at nominal 95 %. For large n both are the same.
+    """
+    if prompts < 2:
+        return (1 - confidence) / 2
+    t = float(scipy_stats.t.ppf(0.5 + confidence / 2, prompts - 1))
+    return float(scipy_stats.norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t))
 
 
 def sign_flip_p(differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:

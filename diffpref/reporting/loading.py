@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Column
-from diffpref.generation import read_manifest, settings_difference
+from diffpref.generation import read_manifest
+from diffpref.reporting.comparable import align, check_comparable
 from diffpref.scoring import IDENTITY
 
 _GENERIC_NAMES = {"images", "generated", "samples", "out", "eval"}
@@ -22,7 +23,10 @@ _GENERIC_NAMES = {"images", "generated", "samples", "out", "eval"}
 
 @dataclass
 class ScoredFolder:
-    """One model's images, scores and training run. ``rows`` are sorted by prompt and seed."""
+    """One model's images, scores and training run. ``rows`` are sorted by prompt and seed.
+
+    differences: how its sampling settings differ from the baseline's, in a forced comparison.
+    """
 
     path: Path
     name: str
@@ -30,6 +34,7 @@ class ScoredFolder:
     evaluators: dict[str, Any]
     rows: list[dict[str, Any]]
     training: TrainingRun | None = None
+    differences: list[str] = field(default_factory=list)
 
     @cached_property
     def columns(self) -> dict[str, Column]:
@@ -69,12 +74,14 @@ class TrainingRun:
     series: dict[str, tuple[list[int], list[float]]] = field(repr=False)
 
 
-def load_folders(baseline: Path, candidates: list[Path]) -> list[ScoredFolder]:
-    """The baseline and the candidates, in this order.
+def load_folders(baseline: Path, candidates: list[Path], force: bool = False) -> list[ScoredFolder]:
+    """The baseline and the candidates, in this order, their rows of the same prompts in the same order.
+
+    force: compare folders whose sampling settings, prompts or seeds differ, over what they share.
 
     Raises:
-        UserError: a folder without scores, scores that do not belong to its images, or folders whose suites,
-            precision, prompts or evaluators differ (every difference is named).
+        UserError: a folder without scores, scores that do not belong to its images, folders scored by
+            different evaluators, or, unless forced, made differently (every difference is named).
     """
     if not candidates:
         raise UserError("there is nothing to compare", fix="give --candidate DIR, more than once if you like")
@@ -85,7 +92,8 @@ def load_folders(baseline: Path, candidates: list[Path]) -> list[ScoredFolder]:
             raise UserError(f"{paths[position]} was given twice", fix="compare different folders")
     folders = [_load(path, name) for path, name in zip(paths, _names(resolved), strict=True)]
     for folder in folders[1:]:
-        _check_comparable(folders[0], folder)
+        folder.differences = check_comparable(folders[0], folder, force)
+    align(folders)
     return folders
 
 
@@ -118,42 +126,6 @@ def _names(paths: list[Path]) -> list[str]:
         if len(set(names)) == len(names) and not set(names) & _GENERIC_NAMES:
             return names
     return [f"{path.parent.name}/{path.name}" for path in paths]
-
-
-def _check_comparable(base: ScoredFolder, other: ScoredFolder) -> None:
-    differences = settings_difference(_compared(base), _compared(other))
-    differences += _prompt_differences(base, other)
-    if differences:
-        raise UserError(
-            f"{base.name} and {other.name} cannot be compared: their images or scores were made differently",
-            why="; ".join(differences),
-            fix="draw and score both with the same suite and evaluators",
-        )
-
-
-def _compared(folder: ScoredFolder) -> dict[str, Any]:
-    return {
-        "suite": folder.manifest.get("suite"),
-        "dtype": folder.manifest.get("dtype"),
-        "evaluators": {
-            name: {"version": about.get("version"), "fingerprint": about.get("fingerprint")}
-            for name, about in folder.evaluators.items()
-        },
-        "columns": dict.fromkeys(folder.columns, "scored"),
-    }
-
-
-def _prompt_differences(base: ScoredFolder, other: ScoredFolder) -> list[str]:
-    left = {row["id"]: (row["prompt"], row["seed"]) for row in base.rows}
-    right = {row["id"]: (row["prompt"], row["seed"]) for row in other.rows}
-    if left.keys() != right.keys():
-        only_left, only_right = len(left.keys() - right.keys()), len(right.keys() - left.keys())
-        return [f"images: {only_left} only in {base.name}, {only_right} only in {other.name}"]
-    changed = [key for key in left if left[key] != right[key]]
-    if changed:
-        key = changed[0]
-        return [f"prompts or seeds: {len(changed)} differ, first {key}: {left[key]} -> {right[key]}"]
-    return []
 
 
 def _training(path: Path, manifest: dict[str, Any]) -> TrainingRun | None:

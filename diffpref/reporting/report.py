@@ -26,6 +26,7 @@ def write_report(
     out: str | Path,
     title: str = "",
     resamples: int = stats.RESAMPLES,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Compare scored folders and write ``out`` (HTML) and, beside it, the same numbers as ``.json``.
 
@@ -35,6 +36,7 @@ def write_report(
         out: path of the HTML file; the JSON has the same name with the ending ``.json``.
         title: heading; by default it names the models.
         resamples: bootstrap resamples, and sign flips of the permutation test.
+        force: compare folders whose sampling settings differ, and say how they differ.
 
     Returns:
         The content of the JSON file.
@@ -46,10 +48,11 @@ def write_report(
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out must end in .html, not {out.name!r}", fix=f"--out {out}.html")
-    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates])
+    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force)
     report = compare(folders, resamples)
     grid = build_grid(folders, report["primary"], _shown_first(report))
     report = {"title": title or _title(folders), **report, **_setup(folders, out)}
+    report["setting_differences"] = [f"{f.name}: {line}" for f in folders for line in f.differences]
     report["headline"] = tables.headline(report)
     page = _render(report, grid, folders)
     try:
@@ -151,7 +154,10 @@ def _commands(folders: list[ScoredFolder], out: Path) -> list[str]:
         lora = ["--lora", str(manifest["lora"])] if manifest.get("lora") else []
         suite = str(manifest.get("suite_source", ""))
         model = ["--model", str(manifest.get("model"))]
-        commands.append(["diffpref", "generate", *model, *lora, "--suite", suite, "--out", str(folder.path)])
+        options = map(str, manifest.get("suite_options", []))
+        commands.append(
+            ["diffpref", "generate", *model, *lora, "--suite", suite, *options, "--out", str(folder.path)]
+        )
     judges = ",".join(folders[0].evaluators)
     commands += [["diffpref", "score", str(folder.path), "--evaluators", judges] for folder in folders]
     compared = [part for folder in folders[1:] for part in ("--candidate", str(folder.path))]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -12,11 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from diffpref.data.images import decode_for_scoring
 from diffpref.errors import UserError
-from diffpref.evaluators import EVALUATORS, Column, Evaluator
-from diffpref.scoring import score
+from diffpref.evaluators import EVALUATORS, Column, Evaluator, Runtime
+from diffpref.scoring import passes, score
 from diffpref.tiny.oracle import judge
+from tests.evaluators import SmallNet
 from tests.report_folders import scored_folder
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,16 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(scored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(scored, tmp_path / "base"))
+
+
+def png(colour: str | tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(path: Path, images: list[bytes], prompts: list[str]) -> None:
+    pq.write_table(pa.table({"image": images, "prompt": prompts}), path)
 
 
 class Brightness:
@@ -101,11 +117,76 @@ def test_a_missing_or_broken_image_is_named_and_old_scores_stay(
     path.unlink()
     if data is not None:
         path.write_bytes(whole[: len(whole) // 2] if data == "cut" else data)  # type: ignore[arg-type]
+    (folder / "images" / "00001-s0.png").unlink()
     with pytest.raises(UserError) as raised:
         score(folder, ["oracle"])
     assert str(path) in str(raised.value)
     assert reason in str(raised.value)
+    assert "2 of 16 images cannot be scored" in str(raised.value)
+    assert "00001-s0.png: the file is missing" in str(raised.value)
     assert (folder / "scores.parquet").read_bytes() == before
+
+    allowed = pq.read_table(score(folder, ["oracle"], allow_missing=True)).to_pylist()
+    assert [row["id"] for row in allowed if row["oracle"] is None] == ["00001-s0", "00003-s1"]
+    errors = {row["id"]: row["error"] for row in allowed if row["error"]}
+    assert reason in errors["00003-s1"]
+    told = json.loads((folder / "scores.json").read_text())["missing"]
+    assert {entry["id"]: entry["reason"] for entry in told} == errors
+    assert told[0]["file"] == "images/00001-s0.png"
+    old = {row["id"]: row for row in pq.read_table(pa.BufferReader(before)).to_pylist()}
+    for row in allowed:
+        if not row["error"]:
+            assert {name: row[name] for name in old[row["id"]]} == old[row["id"]]
+
+
+def test_many_bad_images_are_counted_and_the_first_twenty_named(tmp_path: Path) -> None:
+    images = [png("red")] + [b"damaged"] * 30
+    table(tmp_path / "t.parquet", images, ["a red circle"] * 31)
+    with pytest.raises(UserError) as raised:
+        score(tmp_path / "t.parquet", ["oracle"])
+    assert "30 of 31 images" in str(raised.value)
+    assert "row 20: bytes are not a" in str(raised.value)
+    assert "row 21:" not in str(raised.value)
+    assert "and 10 more" in str(raised.value)
+    table(tmp_path / "t.parquet", [b"damaged"] * 3, ["a red circle"] * 3)
+    with pytest.raises(UserError, match="3 of 3 images cannot be scored"):
+        score(tmp_path / "t.parquet", ["oracle"], allow_missing=True)
+
+
+def test_what_was_scored_before_a_failure_is_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the block of the bad image is, and the end result is that of an undisturbed run."""
+    seen: list[int] = []
+
+    class Counting(Brightness):
+        def score(self, images: list[Image.Image], prompts: list[str]) -> np.ndarray:
+            seen.append(len(images))
+            return super().score(images, prompts)
+
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Counting())
+    prompts = [str(number) for number in range(200)]
+    images = [png((number, 0, 0)) for number in range(200)]
+    for name in ("broken", "whole"):
+        (tmp_path / name).mkdir()
+    table(tmp_path / "broken" / "t.parquet", [*images[:70], b"", *images[71:]], prompts)
+    with pytest.raises(UserError, match="1 of 200 image"):
+        score(tmp_path / "broken", ["brightness"], batch=20)
+    assert sum(seen) == 199
+    assert (tmp_path / "broken" / ".scores").is_dir()
+    seen.clear()
+    table(tmp_path / "broken" / "t.parquet", images, prompts)
+    repaired = score(tmp_path / "broken", ["brightness"], batch=20)
+    assert sum(seen) == 80  # blocks of four batches of 20
+    assert not (tmp_path / "broken" / ".scores").exists()
+    table(tmp_path / "whole" / "t.parquet", images, prompts)
+    assert repaired.read_bytes() == score(tmp_path / "whole", ["brightness"], batch=20).read_bytes()
+    seen.clear()
+    score(tmp_path / "whole", ["brightness"], batch=7)
+    assert seen == []  # finished scores of the same images and evaluator are kept
+    monkeypatch.setattr(Counting, "fingerprint", "c")
+    score(tmp_path / "whole", ["brightness"], batch=20)
+    assert sum(seen) == 200
 
 
 def test_an_unknown_evaluator_is_answered_with_the_nearest_name(folder: Path) -> None:
@@ -153,6 +234,143 @@ def test_prompts_repeat_and_images_of_one_prompt_share_its_id(tmp_path: Path) ->
     )
     table = pq.read_table(score(tmp_path / "t.parquet", ["oracle"]))
     assert table["prompt_id"].to_pylist() == [0, 1, 0]
+
+
+def test_each_image_is_decoded_once_for_all_evaluators(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def counting(data: bytes) -> Image.Image:
+        decoded.append(len(data))
+        return decode_for_scoring(data)
+
+    monkeypatch.setattr(passes, "decode_for_scoring", counting)
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Brightness())
+    monkeypatch.setitem(EVALUATORS, "smallnet", SmallNet)
+    rows = pq.read_table(score(folder, ["brightness", "smallnet"], batch=3)).to_pylist()
+    assert len(decoded) == 16
+    net = SmallNet(Runtime())
+    for row in rows:
+        image = Image.open(folder / row["file"])
+        assert row["smallnet"] == pytest.approx(net.score([image], [row["prompt"]])[0], rel=1e-5)
+        assert row["brightness"] == np.float32(np.asarray(image).mean())
+        assert row["smallnet.size"] == "64"
+
+
+def test_an_evaluator_may_be_called_as_if_it_were_anothers_detail(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hps-v2 and hps-v2.1: scored together, apart, and again."""
+
+    class Older(Brightness):
+        name = "b-v2"
+
+    class Newer(Brightness):
+        name = "b-v2.1"
+
+        def columns(self) -> dict[str, Column]:
+            return {}
+
+        def score(self, images: list[Image.Image], prompts: list[str]) -> np.ndarray:
+            return -super().score(images, prompts)
+
+    monkeypatch.setitem(EVALUATORS, "b-v2", lambda _: Older())
+    monkeypatch.setitem(EVALUATORS, "b-v2.1", lambda _: Newer())
+    for names in (["b-v2", "b-v2.1"], ["b-v2.1"], ["b-v2"], ["b-v2.1", "b-v2"]):
+        found = pq.read_table(score(folder, names))
+        assert sorted(found.column_names[7:]) == sorted({*found.column_names[7:]})
+        assert found["b-v2.1"].to_pylist() == [-value for value in found["b-v2"].to_pylist()]
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    columns = {"left": [png("red"), png("blue")], "said": ["", "a blue square"], "sort": ["x", "y"]}
+    pq.write_table(pa.table(columns | {"name": ["p", "q"], "n": [4, 4]}), tmp_path / "t.parquet")
+    names = {"image": "left", "prompt": "said", "kind": "sort", "id": "name", "prompt_id": "n"}
+    place = tmp_path / "t.parquet"
+    EVALUATORS["smallnet"] = SmallNet
+    try:
+        rows = pq.read_table(score(place, ["smallnet"], columns=names)).to_pylist()
+        with pytest.raises(UserError, match=r"has no image column(.|\n)*--columns image="):
+            score(place, ["smallnet"])
+        with pytest.raises(UserError, match="did you mean prompt"):
+            score(place, ["smallnet"], columns={"promt": "said"})
+        with pytest.raises(UserError, match="no kind column"):
+            score(place, ["smallnet"], columns={**names, "kind": "sorts"})
+    finally:
+        del EVALUATORS["smallnet"]
+    assert [row["id"] for row in rows] == ["p", "q"]
+    assert [row["kind"] for row in rows] == ["x", "y"]
+    assert [row["prompt_id"] for row in rows] == [4, 4]
+    assert rows[0]["prompt"] == ""  # an empty prompt is a prompt
+    assert rows[0]["smallnet"] == 0
+
+
+def test_prompts_are_wanted_only_by_evaluators_that_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Brightness())
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "black").save(tmp_path / "b.gif")
+    rows = pq.read_table(score(tmp_path, ["brightness"])).to_pylist()
+    assert [(row["file"], row["brightness"]) for row in rows] == [("a.png", 255), ("b.gif", 0)]
+    assert [row["prompt_id"] for row in rows] == [0, 1]
+    with pytest.raises(UserError, match="has no prompt, nor have 1 others"):
+        score(tmp_path, ["brightness", "oracle"])
+    pq.write_table(pa.table({"image": [png("red")] * 2, "prompt": ["a", None]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"row 1 has no prompt"):
+        score(tmp_path / "t.parquet", ["oracle"])
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Brightness())
+    colours = [(0, 0, 0), (30, 30, 30), (90, 90, 90)]
+    table(tmp_path / "a-0.parquet", [png(colours[0]), png(colours[1])], ["x", "y"])
+    table(tmp_path / "a-1.parquet", [png(colours[2])], ["x"])
+    for _ in range(2):  # the second time scores.parquet lies beside them
+        rows = pq.read_table(score(tmp_path, ["brightness"])).to_pylist()
+        assert [row["brightness"] for row in rows] == [0, 30, 90]
+        assert [row["prompt_id"] for row in rows] == [0, 1, 0]
+
+
+def test_a_large_parquet_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 images of half a megabyte: the peak of memory rises by less than half of that."""
+    monkeypatch.setitem(EVALUATORS, "brightness", lambda _: Brightness())
+    place = tmp_path / "t.parquet"
+    buffer = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (420, 420, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "BMP")
+    row = pa.table({"image": [buffer.getvalue()], "prompt": ["x"]})
+    with pq.ParquetWriter(place, row.schema) as writer:
+        for _ in range(600):
+            writer.write_table(row)
+    assert place.stat().st_size > 300e6
+    code = (
+        "import resource, sys; from diffpref.evaluators import EVALUATORS;"
+        "from diffpref.scoring import score;"
+        "from tests.unit.test_scoring import Brightness;"
+        "EVALUATORS['brightness'] = lambda _: Brightness();"
+        "import torch; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "score(sys.argv[1], ['brightness'], batch=8);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert int(done.stdout) * 1024 < 0.5 * place.stat().st_size
+
+
+@pytest.mark.parametrize("weights", [{"smallnet": "x"}, {"oracle": "x"}])
+def test_weights_without_effect_are_refused(folder: Path, weights: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="weights"):
+        score(folder, ["oracle"], weights=weights)
+
+
+def test_lower_precision_is_recorded_and_never_mixed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATORS, "smallnet", SmallNet)
+    full = pq.read_table(score(folder, ["smallnet"]))["smallnet"]
+    half = pq.read_table(score(folder, ["smallnet"], runtime=Runtime(dtype="bf16")))["smallnet"]
+    assert full != half
+    about = json.loads((folder / "scores.json").read_text())["evaluators"]["smallnet"]
+    assert (about["dtype"], about["device"]) == ("bf16", "cpu")
 
 
 def test_places_without_images_are_refused(tmp_path: Path) -> None:

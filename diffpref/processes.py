@@ -1,0 +1,96 @@
+"""Several processes of one command under accelerate launch or torchrun, and the device that each works on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from diffpref.errors import UserError
+
+WAIT_LIMIT = timedelta(hours=12)  # a process may have the slow blocks while the others wait
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `world`. `wait` returns when every process has called it."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    wait: Callable[[], None] = lambda: None
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[Processes]:
+    """The processes that the launcher started, joined for the block; one when none did.
+
+    Raises UserError when RANK, WORLD_SIZE and the address of the first process do not fit together.
+    """
+    try:
+        world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    except ValueError as error:
+        raise UserError("RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers", why=str(error)) from error
+    if world == 1:
+        yield Processes()
+        return
+    import torch.distributed as distributed
+
+    try:
+        distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=WAIT_LIMIT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"process {rank} of {world} does not find the others",
+            why=str(error).splitlines()[0],
+            fix="start it with torchrun or accelerate launch, or unset WORLD_SIZE",
+        ) from error
+    try:
+        yield Processes(rank, world, local_rank, _wait)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _wait() -> None:
+    import torch.distributed as distributed
+
+    try:
+        distributed.barrier()
+    except RuntimeError as error:
+        raise UserError(
+            "another process of this command stopped", why=str(error).splitlines()[0], fix="see its message"
+        ) from error
+
+
+def refuse_several(command: str) -> None:
+    """Raise UserError when a launcher started several processes of a command that shares no work."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            f"diffpref {command} runs in one process",
+            why=f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and each process would do all the work",
+            fix=f"start it as diffpref {command}",
+        )
+
+
+def choose_device(name: str | None, local_rank: int = 0) -> str:
+    """The device of this process; without a name the best there is, on CUDA one for each local process.
+
+    Raises UserError when the device cannot be used.
+    """
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {name!r} cannot be used", why=str(error).splitlines()[0]) from error
+    return name
