@@ -7,6 +7,7 @@ from typing import Protocol
 
 from diffpref.commands import (
     accuracy,
+    caption_report,
     check,
     convert,
     demo,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "report": report,
     "accuracy": accuracy,
+    "caption-report": caption_report,
     "check": check,
     "convert": convert,
     "env": env,

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from diffpref.reporting.loading import TrainingRun
+from diffpref.reporting.scales import tick_label, ticks
 
 WIDTH, HEIGHT = 280, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 32
@@ -129,17 +130,6 @@ def line_chart(title: str, lines: list[Line], level: float | None = None) -> Mar
     )
 
 
-def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) that cover [low, high]."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
-    raw = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [n * step for n in range(first, last + 1)]
-
-
 def _thinned(line: Line) -> Line:
     every = math.ceil(len(line.steps) / MAX_POINTS)
     if every == 1:
@@ -160,10 +150,3 @@ def _smooth(values: list[float]) -> list[float]:
     low = np.maximum(np.arange(len(values)) - half, 0)
     high = np.minimum(np.arange(len(values)) + half + 1, len(values))
     return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
-
-
-def tick_label(value: float) -> str:
-    """A tick's number, as short as it goes."""
-    if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{round(value, 10):g}"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from diffpref.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, tick_label, ticks
+from diffpref.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from diffpref.reporting.scales import tick_label, ticks
 
 BINS = 20
 SERIES = 6

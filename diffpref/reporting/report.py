@@ -6,24 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from diffpref.errors import UserError
 from diffpref.evaluators import stats
 from diffpref.paths import atomic_write_text
-from diffpref.reporting import formatting, tables
+from diffpref.reporting import tables
 from diffpref.reporting.charts import training_charts
 from diffpref.reporting.comparison import compare
 from diffpref.reporting.distributions import gain_histogram, score_histogram, series_style
 from diffpref.reporting.latex import latex_table
 from diffpref.reporting.loading import ScoredFolder, load_folders
+from diffpref.reporting.page import render_page
 from diffpref.reporting.pictures import BUDGET, Cell, Grid, GridRow, build_grid
 from diffpref.reporting.provenance import notes, setup
 from diffpref.reporting.published import published_tables
-
-TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("grid.js", "lightbox.js", "tables.js")
 
 
 def write_report(
@@ -152,22 +147,11 @@ def _grid_data(report: dict[str, Any], grid: Grid) -> dict[str, Any]:
 
 
 def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "show": formatting,
-        "score_histogram": score_histogram,
-        "gain_histogram": gain_histogram,
-        "series_style": series_style,
-        "prompts_for_win_rate": stats.prompts_for_win_rate,
-    }
     charts = {folder.name: training_charts(folder.training) for folder in folders if folder.training}
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        styles=["report.css"],
+        scripts=["grid.js", "lightbox.js", "tables.js"],
         report=report,
         primary=report["metrics"][report["primary"]],
         grid=grid,
@@ -176,6 +160,8 @@ def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> 
         sentences={name: tables.sentence(report, name) for name in report["candidates"]},
         charts=charts,
         chart_kinds={chart.title: chart for drawings in charts.values() for chart in drawings}.values(),
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup("\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)),
+        score_histogram=score_histogram,
+        gain_histogram=gain_histogram,
+        series_style=series_style,
+        prompts_for_win_rate=stats.prompts_for_win_rate,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,12 @@ from diffpref.paths import atomic_write_bytes, fingerprint
 
 SAME_SCORES = ("version", "fingerprint", "scale", "dtype", "device")
 """What must be equal for two scores of an image to come from the same evaluator, as scores.json has it."""
+
+
+def owner(column: str, evaluators: Iterable[str]) -> str:
+    """The evaluator that a column of scores belongs to, "" for none: "hps-v2.1" is no detail of "hps-v2"."""
+    names = [name for name in evaluators if column == name or column.startswith(f"{name}.")]
+    return max(names, key=len, default="")
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,6 @@ class Judge:
             raise UserError(f"{self.name} gives no finite score for {names[bad[0]]}", why=f"{scores[bad[0]]}")
         columns = {self.name: scores, **{f"{self.name}.{name}": values for name, values in details.items()}}
         return {name: list(values) for name, values in columns.items()}
-
-    def is_column(self, name: str) -> bool:
-        return name == self.name or name.startswith(f"{self.name}.")
 
     def part(self, folder: Path, block: int) -> Path:
         """The file of a block. Batches of another size round differently, so they have files of their own."""

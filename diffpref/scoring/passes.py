@@ -20,8 +20,8 @@ from diffpref.environment import usable_cores
 from diffpref.errors import UserError
 from diffpref.image_tables import ImageRow
 from diffpref.processes import Processes
-from diffpref.scoring.judges import Judge
-from diffpref.scoring.tables import ERROR, Scores, identity_table
+from diffpref.scoring.judges import Judge, owner
+from diffpref.scoring.tables import ERROR, IDENTITY, Scores, identity_table
 
 BLOCK = 64
 """Images of a block, at least: what a kill costs at most, and what processes share out."""
@@ -73,7 +73,7 @@ def gather(images: Sequence[ImageRow], judges: Sequence[Judge], folder: Path, ba
 
     Raises UserError when a part is gone, which only another process can do.
     """
-    size = block_size(batch)
+    size, names = block_size(batch), [judge.name for judge in judges]
     parts: list[pa.Table] = []
     for block in range(-(-len(images) // size)):
         rows = images[block * size : (block + 1) * size]
@@ -88,18 +88,19 @@ def gather(images: Sequence[ImageRow], judges: Sequence[Judge], folder: Path, ba
         first = found[0][1]
         assert first is not None
         part = identity_table(rows, first["image_sha256"]).append_column(ERROR, first[ERROR])
-        for judge, table in found:
+        for _, table in found:
             assert table is not None
             for name in table.column_names:
-                if judge.is_column(name):
+                if name not in (*_KEYS, ERROR):
                     part = part.append_column(name, table[name])
         parts.append(part)
     # a block of bad images only has no details: they are null there
     joined = pa.concat_tables(parts, promote_options="default").combine_chunks()
-    order = [name for name in joined.column_names if not any(judge.is_column(name) for judge in judges)]
+    order = [*IDENTITY, ERROR]
     for judge in judges:
-        known = [name for name in judge.about["columns"] if name in joined.column_names]
-        order += dict.fromkeys([judge.name, *known, *filter(judge.is_column, joined.column_names)])
+        own = [name for name in joined.column_names if owner(name, names) == judge.name]
+        known = [name for name in judge.about["columns"] if name in own]
+        order += dict.fromkeys([judge.name, *known, *own])
     return joined.select(order)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from diffpref.image_tables import ImageRow
 from diffpref.paths import atomic_write_bytes, atomic_write_text
-from diffpref.scoring.judges import SAME_SCORES, Judge
+from diffpref.scoring.judges import SAME_SCORES, Judge, owner
 
 IDENTITY = ("id", "prompt_id", "prompt", "kind", "seed", "file", "image_sha256")
 ERROR = "error"
@@ -30,8 +30,7 @@ class Scores:
     about: dict[str, Any]
 
     def columns(self, evaluator: str) -> list[str]:
-        names = self.table.column_names
-        return [name for name in names if name == evaluator or name.startswith(f"{evaluator}.")]
+        return [name for name in self.table.column_names if owner(name, self.about) == evaluator]
 
     def slice(self, evaluator: str, identity: dict[str, Any], keys: pa.Table) -> pa.Table | None:
         """Keys, errors and scores of these images, or None unless the same evaluator scored all of them here,

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from diffpref.reporting.charts import Line, line_chart, ticks
+from diffpref.reporting.charts import Line, line_chart
 from diffpref.reporting.formatting import change, change_interval, decimals_for, interval, number, p_value
+from diffpref.reporting.scales import ticks
 
 
 def test_numbers_are_written_for_people() -> None:

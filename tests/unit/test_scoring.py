@@ -256,6 +256,31 @@ def test_each_image_is_decoded_once_for_all_evaluators(folder: Path, monkeypatch
         assert row["smallnet.size"] == "64"
 
 
+def test_an_evaluator_may_be_called_as_if_it_were_anothers_detail(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hps-v2 and hps-v2.1: scored together, apart, and again."""
+
+    class Older(Brightness):
+        name = "b-v2"
+
+    class Newer(Brightness):
+        name = "b-v2.1"
+
+        def columns(self) -> dict[str, Column]:
+            return {}
+
+        def score(self, images: list[Image.Image], prompts: list[str]) -> np.ndarray:
+            return -super().score(images, prompts)
+
+    monkeypatch.setitem(EVALUATORS, "b-v2", lambda _: Older())
+    monkeypatch.setitem(EVALUATORS, "b-v2.1", lambda _: Newer())
+    for names in (["b-v2", "b-v2.1"], ["b-v2.1"], ["b-v2"], ["b-v2.1", "b-v2"]):
+        found = pq.read_table(score(folder, names))
+        assert sorted(found.column_names[7:]) == sorted({*found.column_names[7:]})
+        assert found["b-v2.1"].to_pylist() == [-value for value in found["b-v2"].to_pylist()]
+
+
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     columns = {"left": [png("red"), png("blue")], "said": ["", "a blue square"], "sort": ["x", "y"]}
     pq.write_table(pa.table(columns | {"name": ["p", "q"], "n": [4, 4]}), tmp_path / "t.parquet")
