@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from diffpref.scoring import score
 from diffpref.suites import image_seed
@@ -76,4 +78,47 @@ def training_run(folder: Path, steps: int = 60, reference: bool = True) -> Path:
         lines.append(json.dumps(row))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "config.toml").write_text('seed = 0\n[objective]\nname = "dpo"\nbeta = 2000.0\n')
+    return folder
+
+
+PREFERENCE = {
+    "pickscore": ("PickScore", 21.0, 0.8, "in-domain for models trained on Pick-a-Pic"),
+    "hps-v2.1": ("HPS v2.1", 0.27, 0.012, "cosine"),
+    "badness": ("Badness", 3.0, 1.0, "lower is better"),
+}
+"""Columns as evaluators of preference write them: label, mean, deviation, meaning."""
+
+
+def add_scores(folder: Path, seed: int, missing: tuple[str, ...] = ()) -> Path:
+    """Add columns of drawn numbers; the images ``missing`` lose their files and all scores."""
+    table = pq.read_table(folder / "scores.parquet")
+    about = json.loads((folder / "scores.json").read_text())
+    lost = [name in missing for name in table["id"].to_pylist()]
+    rng = np.random.default_rng(seed)
+    for name, (label, mean, deviation, meaning) in PREFERENCE.items():
+        values = mean + deviation * rng.normal(size=len(table))
+        table = table.append_column(name, pa.array(values.astype(np.float32), pa.float32()))
+        better = name != "badness"
+        column = {
+            "label": label,
+            "meaning": meaning,
+            "higher_is_better": better,
+            "share": False,
+            "per_image": False,
+        }
+        about["evaluators"][name] = {
+            "version": "1", "fingerprint": name, "scale": meaning, "dtype": "fp32", "device": "cpu",
+            "weights": "", "higher_is_better": better, "needs_prompt": True, "columns": {name: column},
+        }  # fmt: skip
+    columns = {}
+    for name in table.column_names:
+        values = table[name].to_pylist()
+        if name == "image_sha256" or name in PREFERENCE or name.startswith("oracle"):
+            values = [None if gone else value for gone, value in zip(lost, values, strict=True)]
+        columns[name] = pa.array(values, table.schema.field(name).type)
+    columns["error"] = pa.array(["the file is missing" if gone else None for gone in lost], pa.string())
+    pq.write_table(pa.table(columns), folder / "scores.parquet")
+    (folder / "scores.json").write_text(json.dumps(about))
+    for name in missing:
+        (folder / "images" / f"{name}.png").unlink()
     return folder

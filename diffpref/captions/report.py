@@ -169,7 +169,7 @@ def _render(report: dict[str, Any], sheet: Sequence[SheetRow]) -> str:
     return render_page(
         "captions.html.j2",
         styles=["report.css", "captions.css"],
-        script="captions.js",
+        scripts=["captions.js"],
         report=report,
         sheet=sheet,
         flags={flag: sum(flag in row.row.flags for row in sheet) for flag in FLAGS},

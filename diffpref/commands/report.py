@@ -29,6 +29,15 @@ def add_arguments(parser: Parser) -> bool:
         help="compare folders whose sampling settings, prompts or seeds differ; the report lists how",
     )
     parser.add_argument("--title", metavar="TEXT", help="title of the report")
+    parser.add_argument("--latex", metavar="F.tex", type=Path, help="write the main table in LaTeX, too")
+    parser.add_argument("--markdown", metavar="F.md", type=Path, help="write the tables in Markdown, too")
+    parser.add_argument(
+        "--image-megabytes",
+        metavar="MB",
+        type=float,
+        default=12.0,
+        help="size of embedded images at most (default 12); the best and worst prompts come first",
+    )
     return False
 
 
@@ -37,6 +46,15 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
     from diffpref.reporting.tables import markdown_table
 
     candidates = [Path(folder) for group in values.candidate for folder in group]
-    title = {"title": values.title} if values.title else {}
-    numbers = write_report(Path(values.baseline), candidates, Path(values.out), force=values.force, **title)
-    print(f"{markdown_table(numbers)}\n\n{values.out}")
+    numbers = write_report(
+        Path(values.baseline),
+        candidates,
+        Path(values.out),
+        title=values.title or "",
+        force=values.force,
+        latex=values.latex,
+        markdown=values.markdown,
+        image_megabytes=values.image_megabytes,
+    )
+    written = [str(path) for path in (values.out, values.latex, values.markdown) if path]
+    print("\n".join([markdown_table(numbers), "", *written]))

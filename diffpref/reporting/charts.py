@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from diffpref.reporting.loading import TrainingRun
-from diffpref.reporting.scales import ticks
+from diffpref.reporting.scales import tick_label, ticks
 
 WIDTH, HEIGHT = 280, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 32
@@ -105,11 +105,11 @@ def line_chart(title: str, lines: list[Line], level: float | None = None) -> Mar
 
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{_label(t)}</text>'
+        f'<text class="tick" x="{LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{tick_label(t)}</text>'
         for t in y_ticks
     ]
     parts += [
-        f'<text class="tick middle" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 15}">{_label(t)}</text>'
+        f'<text class="tick middle" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 15}">{tick_label(t)}</text>'
         for t in ticks(x_low, x_high)
         if x_low <= t <= x_high
     ]
@@ -150,9 +150,3 @@ def _smooth(values: list[float]) -> list[float]:
     low = np.maximum(np.arange(len(values)) - half, 0)
     high = np.minimum(np.arange(len(values)) + half + 1, len(values))
     return [float(v) for v in (sums[high] - sums[low]) / (high - low)]
-
-
-def _label(value: float) -> str:
-    if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{round(value, 10):g}"

@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from diffpref.errors import UserError
 from diffpref.evaluators import stats
+from diffpref.reporting.distributions import histograms
+from diffpref.reporting.formatting import decimals_for
 from diffpref.reporting.loading import ScoredFolder
+from diffpref.scoring import ERROR
 
 EPSILON = 1e-6
 """Differences up to this are ties: scores are stored as float32."""
@@ -18,45 +22,51 @@ EXTREMES = 5
 def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """All comparisons of the candidates with the baseline (the first folder), as plain JSON values.
 
-    Holm's correction runs over every candidate and metric of the main table together.
+    An image without a score in any model or metric is left out of all of them, so that every number is of the
+    same prompts. Holm's correction runs over every candidate and metric of the main table together.
+
+    Raises:
+        UserError: no image has a score in every model and metric.
     """
     base, candidates = folders[0], folders[1:]
     metrics, primary = base.metrics, _primary(base)
-    averages = {folder.name: _averages(folder, metrics) for folder in folders}
+    complete = _complete(folders, metrics)
+    averages = {folder.name: _averages(folder, metrics, complete) for folder in folders}
     directions = np.array([1.0 if base.columns[m].higher_is_better else -1.0 for m in metrics])
-    prompts = _prompts(base)
-    kinds = list(dict.fromkeys(prompt["kind"] for prompt in prompts))
+    prompts = _prompts([row for row, whole in zip(base.rows, complete, strict=True) if whole])
     results = _results(averages, base.name, metrics, directions, resamples, seed)
     _correct(results, [c.name for c in candidates], metrics)
-    by_kind = {}
-    for kind in kinds:
-        chosen = [index for index, prompt in enumerate(prompts) if prompt["kind"] == kind]
-        part = {name: values[chosen] for name, values in averages.items()}
-        by_kind[kind] = {
-            "prompts": len(chosen),
-            "results": _results(part, base.name, metrics, directions, resamples, seed),
-        }
     for index, prompt in enumerate(prompts):
         prompt["scores"] = {
             name: dict(zip(metrics, _plain(values[index]), strict=True)) for name, values in averages.items()
         }
     _add_images(prompts, folders, metrics)
-    column = metrics.index(primary)
-    gains = {c.name: _gain(averages, c.name, base.name, column, directions[column]) for c in candidates}
+    gains = {c.name: (averages[c.name] - averages[base.name]) * directions for c in candidates}
     return {
         "primary": primary,
         "baseline": base.name,
         "candidates": [candidate.name for candidate in candidates],
         "prompt_count": len(prompts),
-        "image_count": len(base.rows),
+        "image_count": int(complete.sum()),
+        "missing": _missing(folders, metrics, complete),
         "confidence": stats.CONFIDENCE,
         "resamples": resamples,
         "resampling_seed": seed,
         "epsilon": EPSILON,
-        "metrics": {name: _describe(base, name) for name in metrics},
+        "metrics": {name: _describe(base, name, results[base.name][name]["interval"]) for name in metrics},
         "results": results,
-        "kinds": by_kind,
-        "extremes": {name: _extremes(gain, prompts) for name, gain in gains.items()},
+        "kinds": _by_kind(prompts, averages, base.name, metrics, directions, resamples, seed),
+        "distributions": {
+            metric: histograms(
+                {name: values[:, k] for name, values in averages.items()},
+                {name: gain[:, k] for name, gain in gains.items()},
+            )
+            for k, metric in enumerate(metrics)
+        },
+        "extremes": {
+            metric: {name: _extremes(gain[:, k], prompts) for name, gain in gains.items()}
+            for k, metric in enumerate(metrics)
+        },
         "prompts": prompts,
     }
 
@@ -65,24 +75,81 @@ def _primary(base: ScoredFolder) -> str:
     return next((name for name in base.evaluators if name in base.metrics), base.metrics[0])
 
 
-def _averages(folder: ScoredFolder, metrics: list[str]) -> np.ndarray:
-    return stats.average_by_prompt(folder.values(metrics), [row["prompt_id"] for row in folder.rows])[1]
+def _complete(folders: list[ScoredFolder], metrics: list[str]) -> np.ndarray:
+    """[N] bool: images with a score in every model and metric."""
+    complete = np.all([np.isfinite(folder.values(metrics)).all(axis=1) for folder in folders], axis=0)
+    if not complete.any():
+        raise UserError(
+            "there is nothing to compare",
+            why="no image has a score in every folder and metric",
+            fix="draw the missing images, and score all folders with the same evaluators",
+        )
+    return complete
 
 
-def _prompts(base: ScoredFolder) -> list[dict[str, Any]]:
-    first = {row["prompt_id"]: row for row in reversed(base.rows)}
+def _missing(folders: list[ScoredFolder], metrics: list[str], complete: np.ndarray) -> dict[str, Any]:
+    """What has no score, by model, and what is left out everywhere because of that."""
+    base = folders[0]
+    images: dict[str, list[dict[str, Any]]] = {}
+    for folder in folders:
+        lacking = ~np.isfinite(folder.values(metrics))
+        images[folder.name] = [
+            {
+                "id": row["id"],
+                "prompt": row["prompt"],
+                "metrics": [metric for metric, lacks in zip(metrics, lacking[index], strict=True) if lacks],
+                "reason": row.get(ERROR) or "not scored",
+            }
+            for index, row in enumerate(folder.rows)
+            if lacking[index].any()
+        ]
+    kept = {row["prompt_id"] for row, whole in zip(base.rows, complete, strict=True) if whole}
+    return {
+        "left_out_images": int((~complete).sum()),
+        "left_out_prompts": len({row["prompt_id"] for row in base.rows}) - len(kept),
+        "images": images,
+    }
+
+
+def _averages(folder: ScoredFolder, metrics: list[str], complete: np.ndarray) -> np.ndarray:
+    ids = np.array([row["prompt_id"] for row in folder.rows])
+    return stats.average_by_prompt(folder.values(metrics)[complete], ids[complete])[1]
+
+
+def _prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    first = {row["prompt_id"]: row for row in reversed(rows)}
     return [{"id": key, "text": first[key]["prompt"], "kind": first[key]["kind"]} for key in sorted(first)]
 
 
 def _add_images(prompts: list[dict[str, Any]], folders: list[ScoredFolder], metrics: list[str]) -> None:
-    """The scores of every single image, under its prompt."""
+    """The scores of every single image, under its prompt; null where there is none."""
     by_id = {prompt["id"]: prompt.setdefault("images", []) for prompt in prompts}
     for rows in zip(*(folder.rows for folder in folders), strict=True):
         scores = {
-            folder.name: {metric: float(row[metric]) for metric in metrics}
+            folder.name: {metric: row[metric] for metric in metrics}
             for folder, row in zip(folders, rows, strict=True)
         }
-        by_id[rows[0]["prompt_id"]].append({"id": rows[0]["id"], "seed": rows[0]["seed"], "scores": scores})
+        if rows[0]["prompt_id"] in by_id:
+            image = {"id": rows[0]["id"], "seed": rows[0]["seed"], "scores": scores}
+            by_id[rows[0]["prompt_id"]].append(image)
+
+
+def _by_kind(
+    prompts: list[dict[str, Any]],
+    averages: dict[str, np.ndarray],
+    base: str,
+    metrics: list[str],
+    directions: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    kinds = {}
+    for kind in dict.fromkeys(prompt["kind"] for prompt in prompts):
+        chosen = [index for index, prompt in enumerate(prompts) if prompt["kind"] == kind]
+        part = {name: values[chosen] for name, values in averages.items()}
+        results = _results(part, base, metrics, directions, resamples, seed)
+        kinds[kind] = {"prompts": len(chosen), "results": results}
+    return kinds
 
 
 def _results(
@@ -133,7 +200,13 @@ def _outcomes(better: np.ndarray) -> dict[str, Any]:
         "losses": outcomes.losses,
         "win_rate": outcomes.win_rate,
         "win_rate_wilson": list(stats.wilson_interval(outcomes.win_rate, outcomes.total)),
+        "prompts_for_2_points": _prompts_for_2_points(outcomes),
     }
+
+
+def _prompts_for_2_points(outcomes: stats.Outcomes) -> int:
+    """Prompts for a win rate within 2 points either way, at the win rate and share of ties seen here."""
+    return stats.prompts_for_win_rate(0.02, outcomes.win_rate, outcomes.ties / outcomes.total)
 
 
 def _correct(results: dict[str, Any], candidates: list[str], metrics: list[str]) -> None:
@@ -144,12 +217,8 @@ def _correct(results: dict[str, Any], candidates: list[str], metrics: list[str])
         cell["verdict"] = ("better" if cell["better"] else "worse") if clear else "no clear difference"
 
 
-def _gain(averages: dict[str, np.ndarray], name: str, base: str, column: int, direction: float) -> np.ndarray:
-    return (averages[name][:, column] - averages[base][:, column]) * direction
-
-
 def _extremes(gain: np.ndarray, prompts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Prompts on which a candidate gained and lost most in the primary metric; ties are neither."""
+    """Prompts on which a candidate gained and lost most in a metric; ties are neither."""
     order = np.argsort(-gain, kind="stable")
     best = [int(i) for i in order[:EXTREMES] if gain[i] > EPSILON]
     worst = [int(i) for i in order[::-1][:EXTREMES] if gain[i] < -EPSILON]
@@ -159,13 +228,14 @@ def _extremes(gain: np.ndarray, prompts: list[dict[str, Any]]) -> dict[str, list
     }
 
 
-def _describe(base: ScoredFolder, name: str) -> dict[str, Any]:
+def _describe(base: ScoredFolder, name: str, interval: list[float]) -> dict[str, Any]:
     column = base.columns[name]
     return {
         "label": column.label,
         "meaning": column.meaning,
         "higher_is_better": column.higher_is_better,
         "share": column.share,
+        "decimals": None if column.share else decimals_for(interval),
     }
 
 

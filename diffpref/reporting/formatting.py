@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 MINUS = "\u2212"
 DASH = "\u2013"
 
 
-def number(value: float, share: bool = False) -> str:
-    """``0.5824`` as ``58.2 %`` when it is a share, else to four digits."""
-    return f"{_signed(100 * value, 1)} %" if share else _digits(value)
+def number(value: float, share: bool = False, decimals: int | None = None) -> str:
+    """``0.5824`` as ``58.2 %`` when it is a share; else with ``decimals``, or to four digits without."""
+    return f"{_text(value, share, decimals)} %" if share else _text(value, share, decimals)
 
 
-def interval(ends: Sequence[float], share: bool = False) -> str:
+def interval(ends: Sequence[float], share: bool = False, decimals: int | None = None) -> str:
     """Both ends, without the unit: ``56.1\u201360.2``; ends with a sign are kept apart by "to"."""
-    low, high = (_signed(100 * end, 1) if share else _digits(end) for end in ends)
+    low, high = (_text(end, share, decimals) for end in ends)
     return f"{low}{DASH}{high}" if min(ends) >= 0 else f"{low} to {high}"
 
 
-def change(value: float, share: bool = False) -> str:
+def change(value: float, share: bool = False, decimals: int | None = None) -> str:
     """A difference with its sign; of shares in percentage points."""
-    text = _signed(100 * value, 1) if share else _digits(value)
+    text = _text(value, share, decimals)
     return text if text.startswith(MINUS) else f"+{text}"
 
 
-def change_interval(ends: Sequence[float], share: bool = False) -> str:
+def change_interval(ends: Sequence[float], share: bool = False, decimals: int | None = None) -> str:
     """Both ends of a difference with their signs: ``+3.1 to +6.8``."""
-    return " to ".join(change(end, share) for end in ends)
+    return " to ".join(change(end, share, decimals) for end in ends)
+
+
+def decimals_for(ends: Sequence[float]) -> int | None:
+    """Decimals that write half the width of an interval with two digits; None for an interval of no width."""
+    half = (ends[1] - ends[0]) / 2
+    return min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else None
 
 
 def p_value(p: float) -> str:
     """``0.032``, or ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _text(value: float, share: bool, decimals: int | None) -> str:
+    if share:
+        return _signed(100 * value, 1)
+    return _digits(value) if decimals is None else _signed(value, decimals)
 
 
 def _digits(value: float) -> str:

@@ -16,7 +16,7 @@ from diffpref.errors import UserError
 from diffpref.evaluators.base import Column
 from diffpref.generation import read_manifest
 from diffpref.reporting.comparable import align, check_comparable
-from diffpref.scoring import IDENTITY
+from diffpref.scoring import ERROR, IDENTITY
 
 _GENERIC_NAMES = {"images", "generated", "samples", "out", "eval"}
 
@@ -44,13 +44,13 @@ class ScoredFolder:
             for evaluator in self.evaluators.values()
             for name, fields in evaluator.get("columns", {}).items()
         }
-        present = [name for name in self.rows[0] if name not in IDENTITY]
+        present = [name for name in self.rows[0] if name not in (*IDENTITY, ERROR)]
         known = [name for name in described if name in present]
         return {name: described.get(name) or self._undescribed(name) for name in [*known, *present]}
 
     def _undescribed(self, name: str) -> Column:
         evaluator = self.evaluators.get(name.split(".")[0], {})
-        text = isinstance(self.rows[0][name], str)
+        text = any(isinstance(row[name], str) for row in self.rows)
         return Column(
             name, evaluator.get("scale", ""), evaluator.get("higher_is_better", True), per_image=text
         )
@@ -61,7 +61,7 @@ class ScoredFolder:
         return [name for name, column in self.columns.items() if not column.per_image]
 
     def values(self, names: list[str]) -> np.ndarray:
-        """[N, K] float64, one row per image."""
+        """[N, K] float64, one row per image; NaN where an image has no score."""
         return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64)
 
 

@@ -14,7 +14,7 @@ from diffpref.reporting import formatting
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, styles: Sequence[str], script: str, **values: Any) -> str:
+def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], **values: Any) -> str:
     """The page. `style` and `script` are the contents of the named files, `show` formats numbers."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -25,7 +25,9 @@ def render_page(template: str, styles: Sequence[str], script: str, **values: Any
     )
     environment.globals["show"] = formatting
     return environment.get_template(template).render(
-        style=Markup("".join(_content(name) for name in styles)), script=Markup(_content(script)), **values
+        style=Markup("".join(_content(name) for name in styles)),
+        script=Markup("".join(_content(name) for name in scripts)),
+        **values,
     )
 
 

@@ -1,23 +1,24 @@
-"""The report: one self-contained HTML file, and every number of it as JSON beside."""
+"""The report: one self-contained HTML file, every number of it as JSON beside, tables on request."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from diffpref import __version__
 from diffpref.errors import UserError
 from diffpref.evaluators import stats
 from diffpref.paths import atomic_write_text
 from diffpref.reporting import tables
 from diffpref.reporting.charts import training_charts
 from diffpref.reporting.comparison import compare
+from diffpref.reporting.distributions import gain_histogram, score_histogram, series_style
+from diffpref.reporting.latex import latex_table
 from diffpref.reporting.loading import ScoredFolder, load_folders
 from diffpref.reporting.page import render_page
-from diffpref.reporting.pictures import Cell, Grid, GridRow, build_grid
+from diffpref.reporting.pictures import BUDGET, Cell, Grid, GridRow, build_grid
+from diffpref.reporting.provenance import notes, setup
+from diffpref.reporting.published import published_tables
 
 
 def write_report(
@@ -26,6 +27,9 @@ def write_report(
     out: str | Path,
     title: str = "",
     resamples: int = stats.RESAMPLES,
+    latex: Path | None = None,
+    markdown: Path | None = None,
+    image_megabytes: float = BUDGET / 1e6,
     force: bool = False,
 ) -> dict[str, Any]:
     """Compare scored folders and write ``out`` (HTML) and, beside it, the same numbers as ``.json``.
@@ -36,6 +40,9 @@ def write_report(
         out: path of the HTML file; the JSON has the same name with the ending ``.json``.
         title: heading; by default it names the models.
         resamples: bootstrap resamples, and sign flips of the permutation test.
+        latex: path for the main table in LaTeX.
+        markdown: path for all tables in Markdown.
+        image_megabytes: size that embedded images may come to; see ``build_grid`` for which are kept.
         force: compare folders whose sampling settings differ, and say how they differ.
 
     Returns:
@@ -43,24 +50,46 @@ def write_report(
 
     Raises:
         UserError: folders that are not scored, that cannot be compared (the differences are named), images
-            that are missing or changed since they were scored.
+            that are missing or changed since they were scored, paths that cannot be written.
     """
     out = Path(out)
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out must end in .html, not {out.name!r}", fix=f"--out {out}.html")
+    _check_paths(out, latex, markdown, image_megabytes)
     folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force)
     report = compare(folders, resamples)
-    grid = build_grid(folders, report["primary"], _shown_first(report))
-    report = {"title": title or _title(folders), **report, **_setup(folders, out)}
+    about = report["metrics"][report["primary"]]
+    grid = build_grid(
+        folders, report["primary"], _shown_first(report), int(image_megabytes * 1e6), about["decimals"]
+    )
+    report = {"title": title or _title(folders), **report, **setup(folders, out)}
     report["setting_differences"] = [f"{f.name}: {line}" for f in folders for line in f.differences]
+    report["notes"] = notes(folders, report["missing"])
+    report["published"] = published_tables(report)
+    report["images_embedded"] = {"rows": len(grid.rows), "of": grid.total}
     report["headline"] = tables.headline(report)
-    page = _render(report, grid, folders)
-    try:
-        atomic_write_text(out, page)
-        atomic_write_text(out.with_suffix(".json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {out}", why=str(error.strerror or error)) from error
+    texts = {out: _render(report, grid, folders)}
+    if latex:
+        texts[latex] = latex_table(report)
+    if markdown:
+        texts[markdown] = tables.markdown_report(report)
+    texts[out.with_suffix(".json")] = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    for path, text in texts.items():
+        try:
+            atomic_write_text(path, text)
+        except OSError as error:
+            raise UserError(f"cannot write {path}", why=str(error.strerror or error)) from error
     return report
+
+
+def _check_paths(out: Path, latex: Path | None, markdown: Path | None, image_megabytes: float) -> None:
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out must end in .html, not {out.name!r}", fix=f"--out {out}.html")
+    for option, path, ending in (("--latex", latex, ".tex"), ("--markdown", markdown, ".md")):
+        if path and path.suffix.lower() != ending:
+            raise UserError(
+                f"{option} must end in {ending}, not {path.name!r}", fix=f"{option} {path}{ending}"
+            )
+    if not image_megabytes > 0:
+        raise UserError("--image-megabytes must be above 0", why=f"it is {image_megabytes:g}")
 
 
 def _title(folders: list[ScoredFolder]) -> str:
@@ -69,120 +98,52 @@ def _title(folders: list[ScoredFolder]) -> str:
 
 
 def _shown_first(report: dict[str, Any]) -> list[int]:
-    """Prompts that the tables of best and worst point at."""
+    """Prompts that the lists of best and worst point at, those of the primary metric in front."""
+    metrics = sorted(report["extremes"], key=lambda metric: metric != report["primary"])
     return [
         entry["id"]
-        for extremes in report["extremes"].values()
+        for metric in metrics
+        for extremes in report["extremes"][metric].values()
         for entries in extremes.values()
         for entry in entries
     ]
 
 
-def _setup(folders: list[ScoredFolder], out: Path) -> dict[str, Any]:
-    """How everything was made."""
-    base = folders[0]
-    return {
-        "suite": base.manifest.get("suite", {}),
-        "suite_description": base.manifest.get("suite_description", ""),
-        "evaluators": base.evaluators,
-        "models": {folder.name: _model(folder, base) for folder in folders},
-        "training": {folder.name: _last_values(folder) for folder in folders if folder.training},
-        "notes": _notes(folders),
-        "commands": _commands(folders, out),
-        "versions": {"diffpref": __version__, **base.manifest.get("versions", {})},
-        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-
-
-def _model(folder: ScoredFolder, base: ScoredFolder) -> dict[str, Any]:
-    manifest = folder.manifest
-    kept = ("model", "lora", "model_fingerprint", "dtype", "device", "versions")
-    return {
-        "role": "baseline" if folder is base else "candidate",
-        "folder": str(folder.path),
-        **{key: manifest.get(key) for key in kept},
-        "run": str(folder.training.path) if folder.training else None,
-        "config": folder.training.config if folder.training else None,
-    }
-
-
-def _last_values(folder: ScoredFolder) -> dict[str, Any]:
-    assert folder.training is not None
-    series = folder.training.series
-    return {
-        "steps": max((steps[-1] for steps, _ in series.values()), default=0),
-        "last": {key: values[-1] for key, (_, values) in series.items()},
-    }
-
-
-def _notes(folders: list[ScoredFolder]) -> list[str]:
-    """What a careful reader should be told before trusting the numbers."""
-    base, notes = folders[0], []
-    for folder in folders[1:]:
-        if folder.manifest.get("model_fingerprint") == base.manifest.get("model_fingerprint"):
-            notes.append(f"{folder.name} has exactly the weights of {base.name}: nothing was trained.")
-        differing = [
-            f"{key} {value} and {folder.manifest.get('versions', {}).get(key)}"
-            for key, value in base.manifest.get("versions", {}).items()
-            if folder.manifest.get("versions", {}).get(key) != value
-        ]
-        if differing:
-            notes.append(
-                f"{base.name} and {folder.name} were drawn with different versions: {'; '.join(differing)}."
-            )
-        if folder.manifest.get("device") != base.manifest.get("device"):
-            devices = f"{base.manifest.get('device')} and {folder.manifest.get('device')}"
-            notes.append(f"{base.name} and {folder.name} were drawn on different devices ({devices}).")
-    truncated = base.manifest.get("truncated_prompts", 0)
-    if truncated:
-        notes.append(f"{truncated} prompts are longer than the text encoder reads: it sees their beginning.")
-    if len({row["prompt_id"] for row in base.rows}) < 50:
-        notes.append(
-            "Fewer than 50 prompts: the intervals are wide, and the bootstrap's are a little too narrow."
-        )
-    return notes
-
-
-def _commands(folders: list[ScoredFolder], out: Path) -> list[str]:
-    commands = [
-        ["diffpref", "train", str(folder.training.path / "config.toml")]
-        for folder in folders
-        if folder.training and folder.training.config
-    ]
-    for folder in folders:
-        manifest = folder.manifest
-        lora = ["--lora", str(manifest["lora"])] if manifest.get("lora") else []
-        suite = str(manifest.get("suite_source", ""))
-        model = ["--model", str(manifest.get("model"))]
-        options = map(str, manifest.get("suite_options", []))
-        commands.append(
-            ["diffpref", "generate", *model, *lora, "--suite", suite, *options, "--out", str(folder.path)]
-        )
-    judges = ",".join(folders[0].evaluators)
-    commands += [["diffpref", "score", str(folder.path), "--evaluators", judges] for folder in folders]
-    compared = [part for folder in folders[1:] for part in ("--candidate", str(folder.path))]
-    commands.append(["diffpref", "report", "--baseline", str(folders[0].path), *compared, "--out", str(out)])
-    return [shlex.join(command) for command in commands]
-
-
-def _pictured(report: dict[str, Any], grid: Grid) -> dict[tuple[str, str, int], tuple[GridRow, Cell]]:
-    """For each extreme prompt of a model the one of its embedded rows (seeds) that shows the effect most."""
+def _pictured(report: dict[str, Any], grid: Grid) -> dict[tuple[str, str, str, int], tuple[GridRow, Cell]]:
+    """For each extreme prompt of a metric and model the embedded row (seed) that shows the effect most."""
+    by_prompt: dict[int, list[GridRow]] = {}
+    for row in grid.rows:
+        by_prompt.setdefault(row.prompt_id, []).append(row)
+    names = list(report["results"])
     found = {}
-    for name, extremes in report["extremes"].items():
-        for which, sign in (("best", 1.0), ("worst", -1.0)):
-            for entry in extremes[which]:
-                pairs = [
-                    (row, cell)
-                    for row in grid.rows
-                    if row.prompt_id == entry["id"]
-                    for cell in row.cells
-                    if cell.model == name
-                ]
-                if pairs:
-                    found[name, which, entry["id"]] = max(
-                        pairs, key=lambda pair: sign * (pair[1].gain or 0.0)
-                    )
+    for column, metric in enumerate(report["metrics"]):
+        direction = 1.0 if report["metrics"][metric]["higher_is_better"] else -1.0
+        for name, extremes in report["extremes"][metric].items():
+            model = names.index(name)
+            for which, sign in (("best", direction), ("worst", -direction)):
+                for entry in extremes[which]:
+                    rows = [
+                        (sign * (score - base), row)
+                        for row in by_prompt.get(entry["id"], [])
+                        if (score := row.scores[model][column]) is not None
+                        and (base := row.scores[0][column]) is not None
+                    ]
+                    if rows:
+                        row = max(rows, key=lambda found: found[0])[-1]
+                        found[metric, name, which, entry["id"]] = (row, row.cells[model])
     return found
+
+
+def _grid_data(report: dict[str, Any], grid: Grid) -> dict[str, Any]:
+    """What the page's script needs to filter, sort and label images: scores by row, model and metric."""
+    keys = ("label", "share", "decimals", "higher_is_better")
+    return {
+        "models": list(report["results"]),
+        "metrics": [{key: about[key] for key in keys} for about in report["metrics"].values()],
+        "primary": list(report["metrics"]).index(report["primary"]),
+        "epsilon": report["epsilon"],
+        "scores": {row.id: row.scores for row in grid.rows},
+    }
 
 
 def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> str:
@@ -190,12 +151,17 @@ def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> 
     return render_page(
         "report.html.j2",
         styles=["report.css"],
-        script="report.js",
+        scripts=["grid.js", "lightbox.js", "tables.js"],
         report=report,
         primary=report["metrics"][report["primary"]],
         grid=grid,
+        grid_data=_grid_data(report, grid),
         pictured=_pictured(report, grid),
         sentences={name: tables.sentence(report, name) for name in report["candidates"]},
         charts=charts,
         chart_kinds={chart.title: chart for drawings in charts.values() for chart in drawings}.values(),
+        score_histogram=score_histogram,
+        gain_histogram=gain_histogram,
+        series_style=series_style,
+        prompts_for_win_rate=stats.prompts_for_win_rate,
     )

@@ -14,3 +14,10 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [n * step for n in range(first, last + 1)]
+
+
+def tick_label(value: float) -> str:
+    """A tick's number, as short as it goes."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{round(value, 10):g}"

@@ -10,37 +10,111 @@ from diffpref.reporting import formatting as show
 def markdown_table(report: dict[str, Any]) -> str:
     """The main table in Markdown: mean and difference with intervals per metric, win rate in the primary one.
 
-    ``report`` is what ``write_report`` returns.
+    The best mean of a metric is bold. ``report`` is what ``write_report`` returns.
     """
     metrics, primary = report["metrics"], report["primary"]
-    head = [
-        "model",
-        *(about["label"] for about in metrics.values()),
-        f"win rate ({metrics[primary]['label']})",
-        "p",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    head = ["model", *(heading(about) for about in metrics.values())]
+    head += [f"win rate ({metrics[primary]['label']})", "p"]
+    lines = []
     for name, results in report["results"].items():
         cells = [name]
         for metric, about in metrics.items():
-            result = results[metric]
-            mean = show.number(result["mean"], about["share"])
-            if "difference" in result:
-                change = show.change(result["difference"], about["share"])
-                ends = show.change_interval(result["difference_interval"], about["share"])
-                mean += f" ({change}; {ends})"
-            cells.append(mean)
-        result = results[primary]
-        if "win_rate" in result:
-            rate, ends = (
-                show.number(result["win_rate"], True),
-                show.interval(result["win_rate_interval"], True),
-            )
-            cells += [f"{rate} ({ends})", show.p_value(result["p_holm"])]
-        else:
-            cells += [show.DASH, show.DASH]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+            mean = show.number(results[metric]["mean"], about["share"], about["decimals"])
+            cells.append(f"**{mean}**" if name in best_models(report, metric) else mean)
+            cells[-1] += _ends(results[metric], about)
+        lines.append([*cells, *_win_rate(results[primary])])
+    return _markdown([head, *lines])
+
+
+def markdown_report(report: dict[str, Any]) -> str:
+    """The main table, a table for each metric by kind of prompt, and how all of it was made, in Markdown."""
+    brackets = f"In brackets: the change against {report['baseline']} with its interval."
+    parts = [f"# {report['title']}", report["headline"], markdown_table(report)]
+    parts += [f"{protocol(report)} {brackets}"]
+    parts += [f"- {note}" for note in (*report["setting_differences"], *report["notes"])]
+    if len(report["kinds"]) > 1:
+        for metric, about in report["metrics"].items():
+            parts += [f"## {about['label']} by kind of prompt", _kind_table(report, metric)]
+    return "\n\n".join(parts) + "\n"
+
+
+def protocol(report: dict[str, Any]) -> str:
+    """How images, scores and intervals of a table were made, for its caption."""
+    suite = report["suite"]
+    drawn = [f"{suite['scheduler'].upper()}, {suite['steps']} steps"] if "steps" in suite else []
+    drawn += [f"guidance {suite['guidance']:g}"] if "guidance" in suite else []
+    drawn += [f"{suite['width']}x{suite['height']} pixels"] if "width" in suite else []
+    dtype = report["models"][report["baseline"]]["dtype"]
+    drawn += [str(dtype)] if dtype else []
+    settings = f" ({', '.join(drawn)})" if drawn else ""
+    judges = "; ".join(
+        f"{name} version {about['version']}{_precision(about)}"
+        for name, about in report["evaluators"].items()
+    )
+    return (
+        f"{report['prompt_count']} prompts of {suite.get('name') or 'the suite'}, {report['image_count']} "
+        f"images per model{settings}. Means over prompts, 95 % bootstrap intervals over prompts. Win rate: "
+        f"share of prompts with a better score than {report['baseline']}, ties half. p by sign flips, with "
+        f"Holm's correction over all models and metrics. Evaluators: {judges}."
+    )
+
+
+def heading(about: dict[str, Any]) -> str:
+    """Label of a metric with an arrow in its good direction."""
+    return f"{about['label']} {'↑' if about['higher_is_better'] else '↓'}"
+
+
+def best_models(report: dict[str, Any], metric: str) -> list[str]:
+    """Models whose mean, as it is printed, is the best of all; several where they print the same."""
+    about = report["metrics"][metric]
+    means = {name: results[metric]["mean"] for name, results in report["results"].items()}
+    best = (max if about["higher_is_better"] else min)(means.values())
+    printed = show.number(best, about["share"], about["decimals"])
+    return [n for n, mean in means.items() if show.number(mean, about["share"], about["decimals"]) == printed]
+
+
+def _in_sentence(label: str) -> str:
+    """A common word ("Utility") in small letters; a name ("PickScore", "HPS v2.1") as it is."""
+    return label.lower() if label[1:].isalpha() and label[1:].islower() else label
+
+
+def _precision(about: dict[str, Any]) -> str:
+    dtype = about.get("dtype", "fp32")
+    return "" if dtype == "fp32" else f" in {dtype}"
+
+
+def _kind_table(report: dict[str, Any], metric: str) -> str:
+    about = report["metrics"][metric]
+    rows = [["kind", "prompts", *report["results"]]]
+    for kind, part in report["kinds"].items():
+        cells = [
+            show.number(results[metric]["mean"], about["share"], about["decimals"])
+            + _ends(results[metric], about)
+            for results in part["results"].values()
+        ]
+        rows.append([str(kind).replace("_", " "), str(part["prompts"]), *cells])
+    return _markdown(rows)
+
+
+def _ends(result: dict[str, Any], about: dict[str, Any]) -> str:
+    """Change and its interval in brackets; of the baseline, the interval of its mean."""
+    share, decimals = about["share"], about["decimals"]
+    if "difference" not in result:
+        return f" ({show.interval(result['interval'], share, decimals)})"
+    ends = show.change_interval(result["difference_interval"], share, decimals)
+    return f" ({show.change(result['difference'], share, decimals)}; {ends})"
+
+
+def _win_rate(result: dict[str, Any]) -> list[str]:
+    if "win_rate" not in result:
+        return [show.DASH, show.DASH]
+    ends = show.interval(result["win_rate_interval"], True)
+    return [f"{show.number(result['win_rate'], True)} ({ends})", show.p_value(result["p_holm"])]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -49,7 +123,7 @@ def headline(report: dict[str, Any]) -> str:
     Where no mean is clearly better, it names those whose win rate is above one half with its whole interval.
     """
     names, base = report["candidates"], report["baseline"]
-    label = report["metrics"][report["primary"]]["label"].lower()
+    label = _in_sentence(report["metrics"][report["primary"]]["label"])
     cells = {name: report["results"][name][report["primary"]] for name in names}
     better = [name for name in names if cells[name]["verdict"] == "better"]
     if len(names) == 1:
@@ -75,13 +149,13 @@ def sentence(report: dict[str, Any], name: str) -> str:
     about = report["metrics"][report["primary"]]
     base = report["results"][report["baseline"]][report["primary"]]
     cell = report["results"][name][report["primary"]]
-    share = about["share"]
+    share, decimals = about["share"], about["decimals"]
     return (
         f"{cell['verdict'][0].upper()}{cell['verdict'][1:]}. {about['label']} goes from "
-        f"{show.number(base['mean'], share)} to {show.number(cell['mean'], share)} "
-        f"({show.change(cell['difference'], share)}{' points' if share else ''}, 95 % interval "
-        f"{show.change_interval(cell['difference_interval'], share)}). It wins {cell['wins']}, ties "
-        f"{cell['ties']} and loses {cell['losses']} of {report['prompt_count']} prompts: win rate "
-        f"{show.number(cell['win_rate'], True)} "
+        f"{show.number(base['mean'], share, decimals)} to {show.number(cell['mean'], share, decimals)} "
+        f"({show.change(cell['difference'], share, decimals)}{' points' if share else ''}, 95 % interval "
+        f"{show.change_interval(cell['difference_interval'], share, decimals)}). "
+        f"It wins {cell['wins']}, ties {cell['ties']} and loses {cell['losses']} of {report['prompt_count']} "
+        f"prompts: win rate {show.number(cell['win_rate'], True)} "
         f"(95 % interval {show.interval(cell['win_rate_interval'], True)})."
     )
