@@ -7,9 +7,13 @@ import typing
 from typing import Any
 
 from diffpref.captions.base import LEVELS
+from diffpref.captions.templates import Template
 from diffpref.config.schema import option
 from diffpref.config.values import ValueProblem, check, spec_of
 from diffpref.errors import UserError
+
+MAX_TOKENS = 60
+"""Fits the 77 tokens that CLIP reads, with room for a model that counts badly."""
 
 
 def level_option() -> Any:
@@ -24,10 +28,24 @@ def revision_option() -> Any:
     return option("", help="branch, tag or commit of a hub id; empty: the hub's default")
 
 
-def device_option() -> Any:
+def max_tokens_option() -> Any:
     return option(
-        "auto", help="device of the model, such as cuda, cuda:1 or cpu; auto: a GPU where there is one"
+        MAX_TOKENS,
+        bounds="[1, inf)",
+        help="length asked for in the instruction, in tokens of the text encoder that will read the caption",
     )
+
+
+def instruction_option() -> Any:
+    return option(
+        "",
+        help="file with the instruction ({caption}, {level}); {level} in its name picks a file for each "
+        "level; empty: those that ship with diffpref",
+    )
+
+
+def device_option() -> Any:
+    return option("auto", help="where the model runs: cuda, cuda:1, cpu, ...; auto: a GPU where there is one")
 
 
 def dtype_option() -> Any:
@@ -58,7 +76,7 @@ def new_tokens_option(default: int) -> Any:
     return option(
         default,
         bounds="[1, inf)",
-        help="tokens after which an answer is cut (in the model's own tokens), at a sentence's end if it has one",
+        help="tokens of the model after which an answer is cut, at the end of a sentence where it has one",
     )
 
 
@@ -86,3 +104,18 @@ def require_sampling(temperature: float, top_p: float, name: str) -> None:
             why=f"{name}.temperature is 0: the likeliest token is always taken",
             fix=f"leave out top_p, or set {name}.temperature",
         )
+
+
+def require_asked(max_tokens: int, template: Template) -> None:
+    """Raise UserError where max_tokens would have no effect."""
+    if max_tokens != MAX_TOKENS and "tokens" not in template.names:
+        raise UserError(
+            f"captioner.max_tokens = {max_tokens} has no effect",
+            why=f"the instruction does not ask for a length: {template.text[:80]!r}",
+            fix="give a captioner.template with {tokens} in it",
+        )
+
+
+def has_words(caption: str) -> bool:
+    """Whether there is anything to see in a caption."""
+    return any(sign.isprintable() and not sign.isspace() for sign in caption)
