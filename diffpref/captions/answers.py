@@ -23,6 +23,7 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "`": "`"}
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")  # no text, or half of a character that was cut
 _SENTENCE_END = re.compile(r"""[.!?…]["”’')\]]*(?=\s|$)""")
 
 
@@ -53,7 +54,7 @@ def cut_short(text: str) -> str:
 
 def _core(answer: str, source: str, complete: bool) -> str:
     """The answer without thoughts, preface, remarks and quotes, as far as `source` has none itself."""
-    text = _THOUGHT.sub("", answer, count=1).strip()
+    text = _THOUGHT.sub("", _CONTROL.sub("", answer), count=1).strip()
     if text.lower().startswith("<think"):  # cut off before it began to answer
         return ""
     text = text if complete else cut_short(text)

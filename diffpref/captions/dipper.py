@@ -21,7 +21,7 @@ DIVERSITY: dict[Level, int] = {"weak": 40, "medium": 60, "strong": 80}
 READS = 512
 """Tokens that T5 was trained to read."""
 _PLACEHOLDERS = ("caption", "context", "lexical", "level")
-_SENTENCE = re.compile(r"""(?<=[.!?…])(?:["”’')\]]*)\s+(?=["“‘'(\[]?[A-Z0-9])""")
+_SENTENCE = re.compile(r"""(?:(?<=[.!?…])|(?<=[.!?…]["”’')\]]))\s+(?=["“‘'(\[]?[A-Z0-9])""")
 
 
 @dataclass

@@ -171,8 +171,9 @@ def user_errors(model: str) -> Iterator[None]:
 def _remedy(text: str) -> str:
     if "trust_remote_code" in text:
         return "diffpref runs no code from model repositories: take a version that transformers itself knows"
-    if "sentencepiece" in text.lower():
-        return "pip install sentencepiece"
+    for library in ("sentencepiece", "torchvision", "tiktoken", "protobuf"):
+        if library in text.lower():
+            return f"pip install {library}" + (" in the build of torch" if library == "torchvision" else "")
     return "check the folder, or the hub id, the network and your access to it"
 
 

@@ -36,7 +36,8 @@ def generate(
     """The model's answer to each row of a padded batch.
 
     inputs: a mapping of tensors, `input_ids` [B, N] among them, padded on the left for decoders. streams: the
-    name and number of each row's random stream. ends: tokens that end an answer. Raises UserError when memory runs out.
+    name and number of each row's random stream. ends: tokens that end an answer. Raises UserError when memory
+    runs out.
     """
     choice = _Choice(streams, decoding)
     inputs = {name: _at(value, model) for name, value in inputs.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ class TransformersCaptioner:
         inputs = self._inputs([image for image, _, _ in items], [text for _, text, _ in items])
         return generate(
             network,
-            inputs,
+            _taken(inputs, network),
             [("caption", row) for _, _, row in items],
             Decoding(self.temperature, self.top_p, self.seed, self.max_new_tokens),
             models.end_tokens(network, self._tokenizer),
@@ -177,3 +178,9 @@ class TransformersCaptioner:
             found = shipped_template("caption" if self._chat else "caption-plain", names)
         options.require_asked(self.max_tokens, found)
         return found
+
+
+def _taken(inputs: Mapping[str, Any], network: Any) -> dict[str, Any]:
+    """What a processor made, without the token types where the network has none: a few make them in vain."""
+    known = inspect.signature(network.forward).parameters
+    return {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}
