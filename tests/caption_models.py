@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tests.miniatures import png
 
@@ -83,28 +83,29 @@ def save_llava(folder: Path) -> Path:
 
 
 def save_blip(folder: Path) -> Path:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer()
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.train([str(PROMPTS)], trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
-    tokenizer = transformers.BertTokenizerFast(vocab=inner.get_vocab())
+    words = PROMPTS.read_text(encoding="utf-8").lower()
+    letters = sorted(set(words) - {" ", "\n"})
+    common = [word for word, _ in Counter(words.split()).most_common(300) if word.isalpha()]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *common]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = transformers.BertTokenizerFast(vocab=vocabulary)
     tokenizer.add_tokens(["[DEC]"], special_tokens=True)
     torch.manual_seed(0)
-    text = dict(
+    text = transformers.BlipTextConfig(
         vocab_size=len(tokenizer), hidden_size=32, encoder_hidden_size=32, intermediate_size=64,
         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.4,
         bos_token_id=len(tokenizer) - 1, pad_token_id=0, eos_token_id=3, sep_token_id=3,
     )  # fmt: skip
-    vision = dict(
+    vision = transformers.BlipVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
         patch_size=8, initializer_range=0.4,
     )  # fmt: skip
-    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=32)
-    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
-    transformers.BlipProcessor(transformers.BlipImageProcessorPil(size=PICTURE), tokenizer).save_pretrained(
-        folder
+    config = transformers.BlipConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=32
     )
+    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
+    images = transformers.BlipImageProcessorPil(size=PICTURE)
+    transformers.BlipProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 
 
