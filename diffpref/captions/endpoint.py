@@ -20,6 +20,7 @@ from diffpref.captions.journal import Journal, request_key
 from diffpref.errors import UserError
 
 log = logging.getLogger("diffpref")
+_FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _LONGEST_PAUSE = 600.0
 _QUIET = 30.0
@@ -104,7 +105,7 @@ class Endpoint:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(access.concurrency, thread_name_prefix="endpoint")
         self._not_before = self._next_message = 0.0
-        self._answers = len(self.journal) if self.journal else 0
+        self._answers = self.journal.count() if self.journal else 0
         self._failures = 0  # in a row
 
     def ask(self, bodies: Iterable[dict[str, Any]]) -> list[Reply]:
@@ -143,7 +144,7 @@ class Endpoint:
         for error in errors:
             if isinstance(error, Fatal):
                 kept = (
-                    f"{len(self.journal)} answers are kept in {self.journal.folder}; the same command goes on"
+                    f"{self.journal.count()} answers are kept in {self.journal.folder}; the same command goes on"
                     if self.journal
                     else "there is no journal: the answers of this batch are lost"
                 )
@@ -204,7 +205,7 @@ class Endpoint:
 
     def _back_off(self, attempt: int, trouble: Transient, stop: threading.Event) -> None:
         """Wait before the next try: twice as long each time, or as long as the server asks of all."""
-        delay = min(_LONGEST_WAIT, 0.5 * 2**attempt) * (0.5 + random.random())
+        delay = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * (0.5 + random.random())
         asked = min(_LONGEST_PAUSE, trouble.retry_after)
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + asked if asked else 0.0)

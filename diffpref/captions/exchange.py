@@ -12,6 +12,7 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NamedTuple
 
 import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from diffpref.captions.answers import cut_short
 
@@ -69,9 +70,9 @@ def exchange(
         raise Fatal(
             f"no safe connection to {address}", hidden(_short(str(error))), "check the address"
         ) from None
-    except (requests.Timeout, TimeoutError):
+    except (requests.Timeout, ReadTimeoutError, TimeoutError):
         raise Transient(f"no answer within {timeout:g} s", of_request=True) from None
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
         raise Transient(hidden(f"the connection failed ({type(error).__name__}: {_cause(error)})")) from None
     try:
         answer = json.loads(content)
@@ -83,7 +84,7 @@ def exchange(
 def _post(
     session: requests.Session, address: str, body: dict[str, Any], key: str, timeout: float
 ) -> tuple[requests.Response, bytes]:
-    """The response and its content. Raises TimeoutError past the deadline, requests' errors otherwise."""
+    """The response and its content. Raises TimeoutError past the deadline, and what requests does."""
     deadline = time.monotonic() + timeout
 
     def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -95,14 +96,14 @@ def _post(
     with session.post(
         address,
         data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "Accept": "application/json"},
+        headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
         auth=authorize,
         timeout=timeout,
         allow_redirects=False,
         stream=True,
     ) as response:
         content = b""
-        for part in response.iter_content(1 << 16):
+        while part := response.raw.read1(1 << 16, decode_content=True):  # what has come, however little
             content += part
             if time.monotonic() > deadline:  # a server that sends a blank now and then
                 raise TimeoutError

@@ -59,7 +59,8 @@ class Journal:
         self._descriptor = -1
         self._end = 0
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many answers there are."""
         return len(self._old) + len(self._new)
 
     def get(self, key: str) -> str | None:
