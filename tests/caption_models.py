@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from pathlib import Path
 
 import torch
 import transformers
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tests.miniatures import png
+from tests.caption_inputs import PROMPTS
 
-PROMPTS = Path(__file__).parent / "data/prompts.txt"
 CHAT = (
     "{% for m in messages %}{{ '<s>' }}{{ m['role'] }}: "
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -21,16 +18,6 @@ CHAT = (
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 PICTURE = {"height": 32, "width": 32}
-
-
-def pictures(count: int) -> list[Image.Image]:
-    """Different pictures of different sizes."""
-    return [Image.open(io.BytesIO(png(seed, (24 + 8 * (seed % 3), 40)))) for seed in range(count)]
-
-
-def prompts(count: int) -> list[str]:
-    """Messy prompts of very different lengths."""
-    return PROMPTS.read_text(encoding="utf-8").splitlines()[:count]
 
 
 def bpe_tokenizer(extra: tuple[str, ...] = ()) -> transformers.PreTrainedTokenizerFast:
@@ -93,7 +80,7 @@ def save_blip(folder: Path) -> Path:
     torch.manual_seed(0)
     text = transformers.BlipTextConfig(
         vocab_size=len(tokenizer), hidden_size=32, encoder_hidden_size=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.4,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=256, initializer_range=0.4,
         bos_token_id=len(tokenizer) - 1, pad_token_id=0, eos_token_id=3, sep_token_id=3,
     )  # fmt: skip
     vision = transformers.BlipVisionConfig(

@@ -143,11 +143,9 @@ class Endpoint:
         errors = [found for future in futures if not future.cancelled() and (found := future.exception())]
         for error in errors:
             if isinstance(error, Fatal):
-                kept = (
-                    f"{self.journal.count()} answers are kept in {self.journal.folder}; the same command goes on"
-                    if self.journal
-                    else "there is no journal: the answers of this batch are lost"
-                )
+                kept = "there is no journal: the answers of this batch are lost"
+                if self.journal:
+                    kept = f"{self.journal.count()} answers are kept in {self.journal.folder}, try again then"
                 fix = f"{error.fix}; {kept}" if error.fix else kept
                 raise UserError(error.what, why=error.why, fix=fix) from None
         for error in errors:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffpref.captions import CAPTIONERS, PERTURBERS, Captioned, Perturbed, Provenance, endpoint
 from diffpref.errors import UserError
-from tests.caption_models import pictures, prompts
+from tests.caption_inputs import pictures, prompts
 from tests.chat_server import Act, ChatServer, Question, answer_of, good, serving
 
 KEY = "sk-very-secret-0123456789abcdef"
