@@ -61,10 +61,14 @@ def _core(answer: str, source: str, complete: bool) -> str:
     preface = _PREFACE.match(text)
     if preface and not _PREFACE.match(source):
         text = text[preface.end() :]
-    first, *others = re.split(r"\n\s*\n", text.strip())
-    while others and _REMARK.match(others[-1]) and not _REMARK.match(source):
+    first, *others = _paragraphs(text)
+    while others and _REMARK.match(others[-1]) and not _REMARK.match(_paragraphs(source)[-1]):
         others.pop()
     return _unquote("\n\n".join([first, *others]).strip(), source.strip())
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.split(r"\n\s*\n", text.strip())
 
 
 def _unquote(text: str, source: str) -> str:

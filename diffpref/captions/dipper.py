@@ -83,7 +83,7 @@ class DipperPerturber:
         ]
         for step in range(max((len(item.windows) for item in work), default=0)):
             self._advance([item for item in work if step < len(item.windows) and not item.failure], step)
-        results = [Perturbed(caption, False) for caption in captions]
+        results = [Perturbed(caption, False, failure=options.too_long(caption)) for caption in captions]
         for item in work:
             caption = captions[item.place]
             results[item.place] = (
@@ -103,7 +103,7 @@ class DipperPerturber:
 
     def _windows(self, caption: str) -> list[str]:
         """The sentences of a caption, a few at a time; none where there is nothing to paraphrase."""
-        if not options.has_words(caption):
+        if not options.has_words(caption) or options.too_long(caption):
             return []
         plain = models.without_special_tokens(caption, self._tokenizer)
         if not options.has_words(plain):

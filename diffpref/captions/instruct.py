@@ -41,8 +41,8 @@ class TransformersPerturber:
     def __call__(self, captions: Sequence[str], rows: Sequence[int]) -> list[Perturbed]:
         """A rewritten version of each caption. Raises UserError where the model cannot be had."""
         require_rows(captions, rows)
-        results = [Perturbed(caption, False) for caption in captions]
-        plain = [self._plain(caption) for caption in captions]
+        results = [Perturbed(caption, False, failure=options.too_long(caption)) for caption in captions]
+        plain = ["" if results[i].failure else self._plain(caption) for i, caption in enumerate(captions)]
         ids = {i: self._ids(text) for i, text in enumerate(plain) if options.has_words(text)}
         limit = models.positions(self._source.config) if ids else 0
         for i in [i for i, tokens in ids.items() if limit and len(tokens) > limit - self.max_new_tokens]:

@@ -15,6 +15,9 @@ from diffpref.errors import UserError
 MAX_TOKENS = 60
 """Fits the 77 tokens that CLIP reads, with room for a model that counts badly."""
 
+LONGEST = 4000
+"""Characters of a prompt or caption that models are asked about; the longest written by people have 2000."""
+
 
 def level_option() -> Any:
     return option("medium", choices=LEVELS, help="how far the caption is changed")
@@ -114,6 +117,11 @@ def require_asked(max_tokens: int, template: Template) -> None:
             why=f"the instruction does not ask for a length: {template.text[:80]!r}",
             fix="give a captioner.template with {tokens} in it",
         )
+
+
+def too_long(text: str) -> str:
+    """Why no model is asked about a text of this length, or "": one such row would stop or stall them all."""
+    return f"it has {len(text)} characters, {LONGEST} are the most" if len(text) > LONGEST else ""
 
 
 def has_words(caption: str) -> bool:

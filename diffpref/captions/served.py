@@ -103,14 +103,12 @@ class HttpCaptioner:
         """A caption of each image. Raises UserError where the server answers nothing at all."""
         if not len(images) == len(prompts) == len(rows):
             raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(rows)} rows")
-        bodies = (
-            _body(self, self._content(image, prompt), "caption", row)
-            for image, prompt, row in zip(images, prompts, rows, strict=True)
-        )
-        return [
-            Captioned("", reply.failure) if reply.failure else answers.captioned(reply.text)
-            for reply in _endpoint(self).ask(bodies)
-        ]
+        results = [Captioned("", options.too_long(prompt)) for prompt in prompts]
+        asked = [i for i, result in enumerate(results) if not result.failure]
+        bodies = (_body(self, self._content(images[i], prompts[i]), "caption", rows[i]) for i in asked)
+        for i, reply in zip(asked, _endpoint(self).ask(bodies) if asked else (), strict=True):
+            results[i] = Captioned("", reply.failure) if reply.failure else answers.captioned(reply.text)
+        return results
 
     def provenance(self) -> Provenance:
         """The model as the server calls it; a server tells no revision."""
@@ -153,8 +151,10 @@ class HttpPerturber:
     def __call__(self, captions: Sequence[str], rows: Sequence[int]) -> list[Perturbed]:
         """A rewritten version of each caption. Raises UserError where the server answers nothing at all."""
         require_rows(captions, rows)
-        results = [Perturbed(caption, False) for caption in captions]
-        asked = [i for i, caption in enumerate(captions) if options.has_words(caption)]
+        results = [Perturbed(caption, False, failure=options.too_long(caption)) for caption in captions]
+        asked = [
+            i for i, caption in enumerate(captions) if options.has_words(caption) and not results[i].failure
+        ]
         bodies = (
             _body(self, self._template.fill(caption=captions[i], level=self.level), "perturb", rows[i])
             for i in asked

@@ -59,7 +59,10 @@ class TransformersCaptioner:
             raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(rows)} rows")
         texts = [self._text(prompt) for prompt in prompts]
         sizes = [len(self._tokenizer(text)["input_ids"]) for text in texts]
-        results = [Captioned("", self._too_long(size)) for size in sizes]
+        results = [
+            Captioned("", options.too_long(prompt) or self._too_long(size))
+            for prompt, size in zip(prompts, sizes, strict=True)
+        ]
         order = sorted((i for i in range(len(images)) if not results[i].failure), key=lambda i: sizes[i])
         equal = self._source.config.model_type in _UNPADDED
         problems = 0
@@ -123,7 +126,7 @@ class TransformersCaptioner:
 
     def _text(self, prompt: str) -> str:
         """The instruction for an image of this prompt, as the model's chat template wants it."""
-        plain = models.without_special_tokens(prompt, self._tokenizer)
+        plain = models.without_special_tokens(prompt[: options.LONGEST], self._tokenizer)
         text = self._template.fill(prompt=plain, tokens=self.max_tokens)
         if not self._chat:
             return text
