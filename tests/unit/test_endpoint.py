@@ -158,12 +158,14 @@ def test_the_limit_of_concurrency_is_used_and_kept():
 
 def test_retry_after_holds_back_every_request():
     def plan(question: Question) -> Act:
-        first = len(server.asked) == 1
-        return Act("", status=429, raw=b"{}", headers={"Retry-After": "0.5"}) if first else good(question)
+        if question == server.asked[0]:
+            return Act("", status=429, raw=b"{}", headers={"Retry-After": "0.6"})
+        return Act(answer_of(question), delay=0.1)
 
     with serving(plan) as server:
-        assert run(server, 6, concurrency=1) == expected(6)
-    assert server.asked[1].time - server.asked[0].time >= 0.5
+        assert run(server, 8, concurrency=3) == expected(8)
+    # those under way with the first one end, the others wait
+    assert all(question.time - server.asked[0].time >= 0.6 for question in server.asked[3:])
 
 
 def test_a_server_that_dies_half_way_and_comes_back(tmp_path):
