@@ -12,19 +12,38 @@ from diffpref.captions.base import (
     Perturber,
     Provenance,
 )
+from diffpref.captions.dipper import DipperPerturber
+from diffpref.captions.instruct import TransformersPerturber
 from diffpref.captions.rules import RulePerturber
+from diffpref.captions.served import HttpCaptioner, HttpPerturber
+from diffpref.captions.vision import TransformersCaptioner
 
-PERTURBERS: dict[str, type[Perturber]] = {"rules": RulePerturber}
+CAPTIONERS: dict[str, type[Captioner]] = {
+    "transformers": TransformersCaptioner,
+    "http": HttpCaptioner,
+}
+PERTURBERS: dict[str, type[Perturber]] = {
+    "rules": RulePerturber,
+    "dipper": DipperPerturber,
+    "transformers": TransformersPerturber,
+    "http": HttpPerturber,
+}
 
 __all__ = [
+    "CAPTIONERS",
     "LEVELS",
     "PERTURBERS",
     "Captioned",
     "Captioner",
+    "DipperPerturber",
     "Edit",
+    "HttpCaptioner",
+    "HttpPerturber",
     "Level",
     "Perturbed",
     "Perturber",
     "Provenance",
     "RulePerturber",
+    "TransformersCaptioner",
+    "TransformersPerturber",
 ]
