@@ -44,7 +44,8 @@ def run_ray(job: Job, units: Sequence[int], progress: Callable[[int], object], e
 def _connected(engine: Engine) -> Iterator[Any]:
     """The package ray, connected; disconnected afterwards if it was not connected before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it calls its own restarts of actors errors
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the processes of the local engine, not 15
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # CPU actors leave CUDA alone, says Ray 3
