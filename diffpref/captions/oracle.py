@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_THINGS = 12
-"""The world draws up to six things, and a bad image of it shows a few more; a photograph falls into dozens."""
+"""The world draws up to six things, a bad image of it shows a few more; a photograph falls into dozens."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import argparse
 from typing import Protocol
 
 from diffpref.commands import (
+    caption,
     check,
     convert,
     demo,
@@ -44,5 +45,6 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "check": check,
     "convert": convert,
+    "caption": caption,
     "env": env,
 }

@@ -56,3 +56,20 @@ def pair(text: str) -> tuple[str, str]:
 def shard(text: str) -> tuple[int, int]:
     index, _, total = text.partition("/")
     return count(index), positive(total)
+
+
+def engine(parser: argparse._ActionsContainer, workers: str) -> None:
+    """--engine and --workers. workers: what 0 stands for in the local engine."""
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine, or Ray actors here or on the cluster of RAY_ADDRESS (default local)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=0,
+        metavar="N",
+        help=f"processes, or Ray actors (default 0: {workers}; with Ray one a GPU or CPU)",
+    )

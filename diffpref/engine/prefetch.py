@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 _POLL = 0.1  # seconds after which a thread that waits for room looks whether anyone still wants its items
 
 
-def ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
+def ahead(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
     """The items in order, each made in a thread while the one before is used; `depth` finished ones wait.
 
     With the one in use and the one being made, depth + 2 are in memory. An exception of `items` is raised
