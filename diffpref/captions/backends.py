@@ -97,7 +97,7 @@ def describe_backends(kind: str, known: Mapping[str, type]) -> str:
         lines += textwrap.wrap(summary, 106, initial_indent=f"  {name}: ", subsequent_indent="    ")
         for key, spec in backend_specs(backend).items():
             head = f"    --{kind}.{key} {metavar(spec)}"
-            lines += textwrap.wrap(f"{head:<37} {describe(spec)}", 106, subsequent_indent=" " * 38)
+            lines += textwrap.wrap(f"{head:<41} {describe(spec)}", 106, subsequent_indent=" " * 42)
     return "\n".join(lines)
 
 

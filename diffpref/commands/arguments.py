@@ -71,5 +71,5 @@ def engine(parser: argparse._ActionsContainer, workers: str) -> None:
         type=count,
         default=0,
         metavar="N",
-        help=f"processes, or Ray actors (default 0: {workers}; with Ray one a GPU or CPU)",
+        help=f"processes, or Ray actors (default 0: {workers}; with Ray one for each GPU or CPU)",
     )

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,9 +27,10 @@ from diffpref.data.convert_report import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.judge import judge_all
 from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
-from diffpref.data.parts import PartWriter, part_path, part_schema, staged
+from diffpref.data.parts import PartWriter, await_writer, part_path, part_schema, staged
 from diffpref.data.sources import SOURCES, hub, open_source
 from diffpref.data.sources.base import Candidate, Request, Source
+from diffpref.engine import ENGINES, Engine, Worker, run_units
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_text, resolve, resolve_or_hub_id
 
@@ -43,7 +45,9 @@ class ConvertOptions:
     images: folder that paths in lists start at. columns: names of the source's columns by our keys.
     rows_per_file: source rows that one part covers, kept or not. shard: (i, n): this process makes every n-th
     part from part i on. max_bad_share: share of the rows (0..1) that may be bad; all are reported anyway.
-    workers: processes that decode; 0 decodes in this one. split: of a dataset on the hub.
+    workers: processes that decode; 0 decodes in this one. engine: "local", or "ray", where each of `workers`
+    actors (0: as many as this machine has cores) reads the source and makes a share of the missing parts.
+    split: of a dataset on the hub.
     """
 
     format: str = "auto"
@@ -54,6 +58,7 @@ class ConvertOptions:
     keep_ties: bool = False
     max_bad_share: float = 1.0
     workers: int = 0
+    engine: str = "local"
     split: str = ""
 
 
@@ -76,7 +81,9 @@ def convert(
         claim(out, key, "conversion", _name_of)
         finished = (out / MANIFEST).exists()
         if not finished:
-            total = _Parts(out, opened, options).build()
+            if options.engine == "ray":
+                _make_with_ray(source, out, options)
+            total = _make_missing(out, opened, options)
             parts = [part_path(out, n) for n in range(-(-total // options.rows_per_file))]
             missing = [part for part in parts if not part.exists()]
             if missing:
@@ -97,6 +104,8 @@ def _check_options(options: ConvertOptions) -> None:
         raise UserError(f"unknown format {options.format!r}", fix=f"formats: auto, {', '.join(SOURCES)}")
     if not 0 <= index < count:
         raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")
+    if options.engine not in ENGINES:
+        raise UserError(f"unknown engine {options.engine!r}", fix=f"engines: {', '.join(ENGINES)}")
     if options.rows_per_file < 1 or options.workers < 0:
         raise UserError("--rows-per-file must be at least 1, and --workers at least 0")
     if not 0.0 <= options.max_bad_share <= 1.0:
@@ -153,39 +162,89 @@ def _check_report(report: dict[str, Any], source: str, options: ConvertOptions) 
         raise UserError(f"no usable pair in {source}", why, "see the rows named above")
 
 
+def _make_missing(out: Path, source: Source, options: ConvertOptions) -> int:
+    """Make the missing parts of this shard here; returns the rows of the whole source, which are counted."""
+    with tqdm(total=source.rows, desc="convert", unit="row", file=sys.stderr, disable=None) as bar:
+        parts = _Parts(out, source, options, bar.update)
+        for _ in parts.build():
+            pass
+    return parts.total
+
+
+def _make_with_ray(source: str, out: Path, options: ConvertOptions) -> None:
+    workers = options.workers or os.cpu_count() or 1
+    place = resolve(source)
+    is_local = isinstance(place, Path) or set(place) & set("*?[")
+    images = None if options.images is None else options.images.resolve()
+    job = ConvertJob(
+        os.path.abspath(place) if is_local else source,
+        out.resolve(),
+        replace(options, images=images, workers=0, engine="local"),
+        workers,
+    )
+    with tqdm(desc="convert", unit="row", file=sys.stderr, disable=None) as bar:
+        run_units(job, range(workers), bar.update, Engine("ray", workers))
+
+
+@dataclass(frozen=True)
+class ConvertJob:
+    """The missing parts of a shard in `shares` shares, each of which one worker makes: unit n is the n-th."""
+
+    source: str
+    out: Path
+    options: ConvertOptions
+    shares: int
+
+    def start(self, device: str) -> Worker:
+        """Open the source once."""
+        del device
+        _, source = open_source(self.options.format, _request(self.source, self.options))
+        index, count = self.options.shard
+
+        def make(unit: int) -> Iterator[int]:
+            share = replace(self.options, shard=(index + count * unit, count * self.shares))
+            return _Parts(self.out, source, share, lambda rows: None).build()
+
+        return make
+
+
 class _Parts:
     """The loop over the source that makes the missing parts of this shard."""
 
-    def __init__(self, out: Path, source: Source, options: ConvertOptions) -> None:
+    def __init__(
+        self, out: Path, source: Source, options: ConvertOptions, passed: Callable[[int], object]
+    ) -> None:
+        """passed(n): called for n more rows of the source, whether they are wanted or not."""
+        self._passed = passed
         self._out, self._source, self._options = out, source, options
         self._missing: dict[int, bool] = {}
         self._under_way: deque[int] = deque()  # part of each candidate that is being judged, in order
-        self._total = 0
+        self.total = 0
+        """Rows that the source has given; all of it when `build` has ended."""
 
-    def build(self) -> int:
-        """Make them, and return the number of rows of the whole source."""
+    def build(self) -> Iterator[int]:
+        """Make them; yields the rows of each that is finished."""
         schema = part_schema(self._source)
         judged = judge_all(self._candidates(), self._options.keep_ties, self._options.workers)
         for number, rows in itertools.groupby(judged, lambda _: self._under_way.popleft()):
+            await_writer(part_path(self._out, number))
             with staged(part_path(self._out, number)) as stream:
                 writer = PartWriter(stream, schema)
                 for row in rows:
                     writer.add(row)
                 writer.close()
-        return self._total
+            yield writer.tally.read
 
     def _candidates(self) -> Iterator[Candidate]:
         """Those of missing parts. The others are counted: only the end of the source tells how many parts
         there are."""
-        bar = tqdm(total=self._source.rows, desc="convert", unit="row", file=sys.stderr, disable=None)
-        with bar:
-            for item in self._source.read(self._wanted):
-                number = self._total
-                self._total += item if isinstance(item, int) else 1
-                bar.update(self._total - number)
-                if not isinstance(item, int) and self._wanted(number, number + 1):
-                    self._under_way.append(number // self._options.rows_per_file)
-                    yield item
+        for item in self._source.read(self._wanted):
+            number = self.total
+            self.total += item if isinstance(item, int) else 1
+            self._passed(self.total - number)
+            if not isinstance(item, int) and self._wanted(number, number + 1):
+                self._under_way.append(number // self._options.rows_per_file)
+                yield item
 
     def _wanted(self, first: int, stop: int) -> bool:
         rows = self._options.rows_per_file
