@@ -108,9 +108,12 @@ class _Maker:
         if part.exists():
             return
         tally, columns = CaptionTally(), job.columns
-        images = [name for name in (columns.image_0, columns.image_1) if name in job.schema().names]
-        with staged(part) as stream, Progress(progress_path(part)) as progress:
-            writer = CaptionWriter(stream, job.schema(), images)
+        images = (columns.image_0, columns.image_1)
+        with (
+            staged(part) as stream,
+            Progress(progress_path(part)) as progress,
+            CaptionWriter(stream, job.schema(), images) as writer,
+        ):
             for piece, made, is_new in self._pieces(job.rows(number), progress_path(part)):
                 if is_new:
                     progress.add(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from diffpref.data.parts import GROUP_BYTES, GROUP_ROWS, TALLY
 
 
 class CaptionWriter:
-    """Writes one part, row group by row group, so that memory does not grow with it.
+    """Writes one part, row group by row group, so that memory does not grow with it. A context manager.
 
     images: names of the columns whose sizes bound a row group.
     """
@@ -34,6 +35,14 @@ class CaptionWriter:
             use_dictionary=[path for path in texts if path.startswith("origin_")],
             write_statistics=texts,
         )  # fmt: skip
+
+    def __enter__(self) -> CaptionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the stream before it is closed, whatever happened; `close` has done so already."""
+        with contextlib.suppress(OSError, ValueError):
+            self._writer.close()
 
     def add(self, table: pa.Table) -> None:
         start = 0

@@ -14,7 +14,7 @@ from diffpref.captions.lexicon import OBJECT, ROLES, STYLE, article, lexicon
 from diffpref.captions.parsing import DETERMINERS, FUNCTION, Parsed
 from diffpref.captions.tags import edit_tags
 from diffpref.captions.units import Unit, find_units
-from diffpref.data.sampler import pair_seed
+from diffpref.seeds import pair_seed
 
 VERSION = 1
 """Of the rules and lists together: raised when a caption comes out another."""

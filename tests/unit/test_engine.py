@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
 import time
 
 import pytest
-import ray
 
 from diffpref.engine import Engine, ahead, run_units
 from diffpref.errors import UserError
 from tests.engine_jobs import Squares
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """One for all tests here: to start it takes seconds."""
-    ray.init(include_dashboard=False, num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-
-
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 ENGINES = {"here": Engine(), "processes": Engine(workers=2), "ray": Engine("ray", workers=2)}
 
 
