@@ -14,6 +14,7 @@ from diffpref.captions.base import (
 )
 from diffpref.captions.dipper import DipperPerturber
 from diffpref.captions.instruct import TransformersPerturber
+from diffpref.captions.oracle import OracleCaptioner
 from diffpref.captions.rules import RulePerturber
 from diffpref.captions.served import HttpCaptioner, HttpPerturber
 from diffpref.captions.vision import TransformersCaptioner
@@ -21,6 +22,7 @@ from diffpref.captions.vision import TransformersCaptioner
 CAPTIONERS: dict[str, type[Captioner]] = {
     "transformers": TransformersCaptioner,
     "http": HttpCaptioner,
+    "oracle": OracleCaptioner,
 }
 PERTURBERS: dict[str, type[Perturber]] = {
     "rules": RulePerturber,
@@ -40,6 +42,7 @@ __all__ = [
     "HttpCaptioner",
     "HttpPerturber",
     "Level",
+    "OracleCaptioner",
     "Perturbed",
     "Perturber",
     "Provenance",

@@ -7,14 +7,14 @@ medium one. What counts as editable stands in `units.py`, the words in `words/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffpref.captions.base import Edit, Level, Perturbed, Provenance, require_level, require_rows
 from diffpref.captions.lexicon import OBJECT, ROLES, STYLE, article, lexicon
 from diffpref.captions.parsing import DETERMINERS, FUNCTION, Parsed
 from diffpref.captions.tags import edit_tags
 from diffpref.captions.units import Unit, find_units
-from diffpref.data.sampler import pair_seed
+from diffpref.seeds import pair_seed
 
 VERSION = 1
 """Of the rules and lists together: raised when a caption comes out another."""
@@ -31,8 +31,8 @@ class RulePerturber:
     choices. A caption without a known word has two of its comma-separated tags exchanged or one left out.
     """
 
-    level: Level = "medium"
-    seed: int = 0
+    level: Level = field(default="medium", metadata={"help": "how far the caption is changed"})
+    seed: int = field(default=0, metadata={"help": "of the choices; every row has a stream of its own"})
 
     def __post_init__(self) -> None:
         require_level(self.level)

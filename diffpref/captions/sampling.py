@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffpref.data.sampler import pair_seed
+from diffpref.data.seeds import pair_seed
 from diffpref.errors import UserError
 
 _MASK = (1 << 64) - 1

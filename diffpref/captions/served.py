@@ -14,7 +14,7 @@ from diffpref.captions import answers, options
 from diffpref.captions.base import Captioned, Level, Perturbed, Provenance, require_rows
 from diffpref.captions.templates import Template, instruction, read_template, shipped_template
 from diffpref.config.schema import option
-from diffpref.data.sampler import pair_seed
+from diffpref.data.seeds import pair_seed
 from diffpref.errors import UserError
 
 if TYPE_CHECKING:

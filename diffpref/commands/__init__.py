@@ -7,6 +7,7 @@ from typing import Protocol
 
 from diffpref.commands import (
     accuracy,
+    caption,
     caption_report,
     check,
     convert,
@@ -47,8 +48,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "report": report,
     "accuracy": accuracy,
-    "caption-report": caption_report,
     "check": check,
     "convert": convert,
+    "caption": caption,
+    "caption-report": caption_report,
     "env": env,
 }

@@ -147,3 +147,20 @@ def size(text: str) -> tuple[int, int]:
 
 def seeds(text: str) -> list[int]:
     return [count(seed) for seed in text.split(",")]
+
+
+def engine(parser: argparse._ActionsContainer, workers: str) -> None:
+    """--engine and --workers. workers: what 0 stands for in the local engine."""
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine, or Ray actors here or on the cluster of RAY_ADDRESS (default local)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=0,
+        metavar="N",
+        help=f"processes, or Ray actors (default 0: {workers}; with Ray one for each GPU or CPU)",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffpref.commands.arguments import Overrides, Parser, count, pair, positive, shard
+from diffpref.commands.arguments import Overrides, Parser, engine, pair, positive, shard
 
 SUMMARY = "Turn preference pairs of other formats into Parquet that train reads."
 
@@ -62,9 +62,7 @@ def add_arguments(parser: Parser) -> bool:
         metavar="X",
         help="fail when more than this share of the rows is bad (0 to 1; default 1: report them only)",
     )
-    parser.add_argument(
-        "--workers", type=count, default=0, metavar="N", help="processes that decode (default 0: this one)"
-    )
+    engine(parser, "this process")
     parser.add_argument("--split", default="", metavar="NAME", help="split of a hub id (default train)")
     return False
 

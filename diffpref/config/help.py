@@ -27,7 +27,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, kind: type = TrainConf
             title = f"[{name}] {_section_help(kind, name.removeprefix(prefix))}" if name else "top level"
             groups[name] = parser.add_argument_group(title.strip())
         text = describe(spec).replace("%", "%%")
-        groups[name].add_argument(f"--{key}", metavar=_metavar(spec), help=text, default=argparse.SUPPRESS)
+        groups[name].add_argument(f"--{key}", metavar=metavar(spec), help=text, default=argparse.SUPPRESS)
 
 
 def _section_help(kind: type, name: str) -> str:
@@ -43,7 +43,8 @@ def _section_help(kind: type, name: str) -> str:
     return text
 
 
-def _metavar(spec: Spec) -> str:
+def metavar(spec: Spec) -> str:
+    """What stands for the value of a key in help."""
     if spec.choices:
         return "|".join(map(str, spec.choices))
     return f"{METAVARS[spec.kind]}|{spec.word}" if spec.word else METAVARS[spec.kind]
@@ -70,7 +71,7 @@ def describe_objectives() -> str:
         lines += textwrap.wrap(summary, 108, initial_indent=f"  {name:<8} ", subsequent_indent=" " * 11)
         for parameter, spec in specs(kind).items():
             assert isinstance(spec, Spec)
-            head = f"    --objective.{parameter} {_metavar(spec)}"
+            head = f"    --objective.{parameter} {metavar(spec)}"
             text = f"{head:<33} {describe(spec)}"
             lines += textwrap.wrap(text, 108, subsequent_indent=" " * 34, drop_whitespace=True)
     return "\n".join(lines)

@@ -11,34 +11,31 @@ a conversion that was killed at any moment goes on with the missing parts, and e
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import itertools
 import json
-import platform
+import os
 import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from diffpref import __version__
 from diffpref.data.convert_report import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.judge import judge_all
-from diffpref.data.parts import PartWriter, part_path, part_schema, staged
+from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
+from diffpref.data.parts import PartWriter, await_writer, part_path, part_schema, staged
 from diffpref.data.sources import SOURCES, hub, open_source
 from diffpref.data.sources.base import Candidate, Request, Source
+from diffpref.engine import ENGINES, Engine, Worker, run_units
 from diffpref.errors import UserError
-from diffpref.paths import atomic_write_text, fingerprint, resolve, resolve_or_hub_id, sha256_file
+from diffpref.paths import atomic_write_text, resolve, resolve_or_hub_id
 
 FORMAT = 1
-SETTINGS, REPORT, MANIFEST = "settings.json", "report.json", "manifest.json"
 ROWS_PER_FILE = 1000
-_EDGE = 2**20  # bytes of each end of a Parquet file that its fingerprint covers; the footer is among them
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,9 @@ class ConvertOptions:
     images: folder that paths in lists start at. columns: names of the source's columns by our keys.
     rows_per_file: source rows that one part covers, kept or not. shard: (i, n): this process makes every n-th
     part from part i on. max_bad_share: share of the rows (0..1) that may be bad; all are reported anyway.
-    workers: processes that decode; 0 decodes in this one. split: of a dataset on the hub.
+    workers: processes that decode; 0 decodes in this one. engine: "local", or "ray", where each of `workers`
+    actors (0: as many as this machine has cores) reads the source and makes a share of the missing parts.
+    split: of a dataset on the hub.
     """
 
     format: str = "auto"
@@ -59,6 +58,7 @@ class ConvertOptions:
     keep_ties: bool = False
     max_bad_share: float = 1.0
     workers: int = 0
+    engine: str = "local"
     split: str = ""
 
 
@@ -78,10 +78,12 @@ def convert(
     with told_when_disk_is_full(
         f"the pairs {out}", "what is finished of them stays and will be used", hint=""
     ):
-        _claim(out, key)
+        claim(out, key, "conversion", _name_of)
         finished = (out / MANIFEST).exists()
         if not finished:
-            total = _Parts(out, opened, options).build()
+            if options.engine == "ray":
+                _make_with_ray(source, out, options)
+            total = _make_missing(out, opened, options)
             parts = [part_path(out, n) for n in range(-(-total // options.rows_per_file))]
             missing = [part for part in parts if not part.exists()]
             if missing:
@@ -92,8 +94,7 @@ def convert(
         print(table(report), file=text or sys.stdout)
         _check_report(report, source, options)
         if not finished:
-            manifest = {"key": key, "key_hash": fingerprint(key), "versions": _versions()}
-            atomic_write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            write_manifest(out, key, ("pillow", "pyarrow"))
     return report
 
 
@@ -103,6 +104,8 @@ def _check_options(options: ConvertOptions) -> None:
         raise UserError(f"unknown format {options.format!r}", fix=f"formats: auto, {', '.join(SOURCES)}")
     if not 0 <= index < count:
         raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")
+    if options.engine not in ENGINES:
+        raise UserError(f"unknown engine {options.engine!r}", fix=f"engines: {', '.join(ENGINES)}")
     if options.rows_per_file < 1 or options.workers < 0:
         raise UserError("--rows-per-file must be at least 1, and --workers at least 0")
     if not 0.0 <= options.max_bad_share <= 1.0:
@@ -127,52 +130,21 @@ def _request(source: str, options: ConvertOptions) -> Request:
 
 def _key(name: str, source: Source, options: ConvertOptions) -> dict[str, Any]:
     """What decides every byte of the output, but the versions of libraries."""
-    files = {file: [path.stat().st_size, _digest(path)] for file, path in source.files.items()}
     images = None if options.images is None else str(options.images.resolve())
     return {
-        "converter": FORMAT, "format": name, "files": files, "source": dict(source.key), "images": images,
+        "converter": FORMAT, "format": name, "files": describe_files(source.files),
+        "source": dict(source.key), "images": images,
         "rows_per_file": options.rows_per_file, "keep_ties": options.keep_ties,
     }  # fmt: skip
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a list; of a Parquet file, which may be one of 300 GB, that of its two ends."""
-    if path.suffix != ".parquet" or path.stat().st_size <= 2 * _EDGE:
-        return sha256_file(path)
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256(stream.read(_EDGE))
-        stream.seek(-_EDGE, 2)
-        digest.update(stream.read())
-    return digest.hexdigest()
-
-
-def _claim(out: Path, key: dict[str, Any]) -> None:
-    """Begin in a new folder or go on in our own. Raises UserError for any other."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is no folder", fix="choose another")
-    try:
-        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        strangers = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-        strangers = [path for path in strangers if not path.startswith(f".{SETTINGS}.")]
-        if strangers:
-            why = f"it holds {', '.join(strangers[:5])} and no {SETTINGS}"
-            raise UserError(f"{out} is not empty and no conversion", why, "choose another --out") from None
-        atomic_write_text(out / SETTINGS, json.dumps(key, indent=2) + "\n")
-        return
-    except (ValueError, OSError) as error:
-        raise UserError(f"{out / SETTINGS} cannot be read", str(error), "choose another --out") from error
-    differing = [name for name in key if not isinstance(found, dict) or found.get(name) != key[name]]
-    if differing:
-        names = {
-            "converter": "another version of diffpref", "format": "another --format", "files": "other files",
-            "source": "other columns or names", "images": "another --images",
-            "rows_per_file": "another --rows-per-file", "keep_ties": "the other --keep-ties",
-        }  # fmt: skip
-        raise UserError(
-            f"{out} holds a conversion that was made with {' and '.join(names[name] for name in differing)}",
-            fix="choose another --out, or remove that folder",
-        )
+def _name_of(setting: str) -> str:
+    """How a setting that differs is called."""
+    return {
+        "converter": "another version of diffpref", "files": "other files",
+        "source": "other columns or names", "rows_per_file": "another --rows-per-file",
+        "keep_ties": "the other --keep-ties",
+    }.get(setting, f"another --{setting}")  # fmt: skip
 
 
 def _check_report(report: dict[str, Any], source: str, options: ConvertOptions) -> None:
@@ -190,44 +162,89 @@ def _check_report(report: dict[str, Any], source: str, options: ConvertOptions) 
         raise UserError(f"no usable pair in {source}", why, "see the rows named above")
 
 
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")}
-    return {"diffpref": __version__, "python": platform.python_version(), **packages}
+def _make_missing(out: Path, source: Source, options: ConvertOptions) -> int:
+    """Make the missing parts of this shard here; returns the rows of the whole source, which are counted."""
+    with tqdm(total=source.rows, desc="convert", unit="row", file=sys.stderr, disable=None) as bar:
+        parts = _Parts(out, source, options, bar.update)
+        for _ in parts.build():
+            pass
+    return parts.total
+
+
+def _make_with_ray(source: str, out: Path, options: ConvertOptions) -> None:
+    workers = options.workers or os.cpu_count() or 1
+    place = resolve(source)
+    is_local = isinstance(place, Path) or set(place) & set("*?[")
+    images = None if options.images is None else options.images.resolve()
+    job = ConvertJob(
+        os.path.abspath(place) if is_local else source,
+        out.resolve(),
+        replace(options, images=images, workers=0, engine="local"),
+        workers,
+    )
+    with tqdm(desc="convert", unit="row", file=sys.stderr, disable=None) as bar:
+        run_units(job, range(workers), bar.update, Engine("ray", workers))
+
+
+@dataclass(frozen=True)
+class ConvertJob:
+    """The missing parts of a shard in `shares` shares, each of which one worker makes: unit n is the n-th."""
+
+    source: str
+    out: Path
+    options: ConvertOptions
+    shares: int
+
+    def start(self, device: str) -> Worker:
+        """Open the source once."""
+        del device
+        _, source = open_source(self.options.format, _request(self.source, self.options))
+        index, count = self.options.shard
+
+        def make(unit: int) -> Iterator[int]:
+            share = replace(self.options, shard=(index + count * unit, count * self.shares))
+            return _Parts(self.out, source, share, lambda rows: None).build()
+
+        return make
 
 
 class _Parts:
     """The loop over the source that makes the missing parts of this shard."""
 
-    def __init__(self, out: Path, source: Source, options: ConvertOptions) -> None:
+    def __init__(
+        self, out: Path, source: Source, options: ConvertOptions, passed: Callable[[int], object]
+    ) -> None:
+        """passed(n): called for n more rows of the source, whether they are wanted or not."""
+        self._passed = passed
         self._out, self._source, self._options = out, source, options
         self._missing: dict[int, bool] = {}
         self._under_way: deque[int] = deque()  # part of each candidate that is being judged, in order
-        self._total = 0
+        self.total = 0
+        """Rows that the source has given; all of it when `build` has ended."""
 
-    def build(self) -> int:
-        """Make them, and return the number of rows of the whole source."""
+    def build(self) -> Iterator[int]:
+        """Make them; yields the rows of each that is finished."""
         schema = part_schema(self._source)
         judged = judge_all(self._candidates(), self._options.keep_ties, self._options.workers)
         for number, rows in itertools.groupby(judged, lambda _: self._under_way.popleft()):
+            await_writer(part_path(self._out, number))
             with staged(part_path(self._out, number)) as stream:
                 writer = PartWriter(stream, schema)
                 for row in rows:
                     writer.add(row)
                 writer.close()
-        return self._total
+            yield writer.tally.read
 
     def _candidates(self) -> Iterator[Candidate]:
         """Those of missing parts. The others are counted: only the end of the source tells how many parts
         there are."""
-        bar = tqdm(total=self._source.rows, desc="convert", unit="row", file=sys.stderr, disable=None)
-        with bar:
-            for item in self._source.read(self._wanted):
-                number = self._total
-                self._total += item if isinstance(item, int) else 1
-                bar.update(self._total - number)
-                if not isinstance(item, int) and self._wanted(number, number + 1):
-                    self._under_way.append(number // self._options.rows_per_file)
-                    yield item
+        for item in self._source.read(self._wanted):
+            number = self.total
+            self.total += item if isinstance(item, int) else 1
+            self._passed(self.total - number)
+            if not isinstance(item, int) and self._wanted(number, number + 1):
+                self._under_way.append(number // self._options.rows_per_file)
+                yield item
 
     def _wanted(self, first: int, stop: int) -> bool:
         rows = self._options.rows_per_file

@@ -6,10 +6,8 @@ import hashlib
 import itertools
 import math
 import multiprocessing
-import multiprocessing.process
 import os
 import stat
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -32,6 +30,7 @@ from diffpref.data.sources.base import (
     RowProblem,
     shorten,
 )
+from diffpref.engine.local import end_with_parent
 
 CHUNK = 16
 LARGEST_FILE = 256 * 2**20
@@ -180,14 +179,7 @@ _WORKER: Judge | None = None  # set once in each worker process
 def _start_worker(keep_ties: bool) -> None:
     global _WORKER
     _WORKER = Judge(keep_ties)
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # else a killed command would leave its workers waiting for ever
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+    end_with_parent()  # else a killed command would leave its workers waiting for ever
 
 
 def _judge_chunk(chunk: list[Candidate]) -> list[Judged]:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def staged(path: Path) -> Iterator[BinaryIO]:
 
     Raises UserError when another process is writing it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _staging(path)
     with open(temporary, "ab") as stream:
         _lock(stream, temporary)
         try:
@@ -157,6 +158,25 @@ def staged(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+def await_writer(path: Path, patience: float = 60.0) -> None:
+    """Wait while another process writes `path`, up to `patience` seconds: workers on a cluster can outlive a
+    command that was killed, and what they finish need not be made again."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            with open(_staging(path), "r+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:
+            return  # nothing is staged, or a file system without locks
+
+
+def _staging(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _lock(stream: BinaryIO, path: Path) -> None:

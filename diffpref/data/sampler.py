@@ -6,13 +6,13 @@ processes.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from diffpref.errors import UserError
+from diffpref.seeds import pair_seed
 
 
 class PairSampler:
@@ -102,16 +102,6 @@ def repeats(pairs: torch.Tensor, visits: torch.Tensor) -> torch.Tensor:
     unique, inverse = torch.unique(pairs, return_inverse=True)
     first = torch.zeros(len(unique), dtype=visits.dtype)
     return visits - first.scatter_reduce(0, inverse, visits, "amin", include_self=False)[inverse]
-
-
-def pair_seed(seed: int, purpose: str, step: int, pair_id: int) -> int:
-    """A 64-bit seed, stable across machines, versions and processes: blake2b of the four values.
-
-    purpose keeps streams apart ("noise", "timestep", "latent", "dropout"): the same pair at the same step
-    draws independent numbers for each.
-    """
-    message = f"{seed}\x1f{purpose}\x1f{step}\x1f{pair_id}".encode()
-    return int.from_bytes(hashlib.blake2b(message, digest_size=8, person=b"diffpref").digest(), "little")
 
 
 def pair_generator(seed: int, purpose: str, step: int, pair_id: int) -> torch.Generator:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpref.data.sampler import PairSampler, pair_generator, pair_seed
+from diffpref.data.sampler import PairSampler, pair_generator
 from diffpref.errors import UserError
+from diffpref.seeds import pair_seed
 
 
 @settings(max_examples=50, deadline=None)
@@ -67,7 +68,7 @@ def test_no_pairs_is_the_users_error_and_a_negative_step_ours():
 
 
 def test_pair_seeds_are_the_same_in_every_process():
-    program = "from diffpref.data.sampler import pair_seed; print(pair_seed(1, 'noise', 2, 3))"
+    program = "from diffpref.seeds import pair_seed; print(pair_seed(1, 'noise', 2, 3))"
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(other.stdout) == pair_seed(1, "noise", 2, 3)
     assert 0 <= pair_seed(1, "noise", 2, 3) < 2**64
