@@ -7,9 +7,10 @@ on the header before anything is decoded, and one defined result (8-bit RGB) for
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 8192 x 8192, ample for any diffusion model, 192 MiB as RGB."""
+
+ORIENTATION = 0x0112  # of EXIF; 5 to 8 exchange width and height
+T = TypeVar("T")
+
+# A bomb is refused by MAX_PIXELS, and what else decoders only warn of (damaged EXIF) has a defined result; a
+# line for each would drown the report. Not around each call: that is not safe beside other threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(Exception):
@@ -61,6 +69,16 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
     Raises ImageError: null, empty, not an image, a format outside FORMATS, more than `max_pixels` (seen in
     the header, nothing is decoded), truncated or damaged.
     """
+    return _opened(data, max_pixels, _to_rgb)
+
+
+def image_size(data: bytes | None) -> tuple[int, int]:
+    """(height, width) that `decode_image` would give, by the header. Raises ImageError."""
+    return _opened(data, MAX_PIXELS, _upright_size)
+
+
+def _opened(data: bytes | None, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image of which the header was read. Raises ImageError for all that goes wrong."""
     if data is None:
         raise ImageError("image is null")
     if len(data) == 0:
@@ -70,8 +88,7 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"image of {width}x{height} is above the limit of {max_pixels} pixels")
-            image.load()
-            return _to_rgb(image)
+            return use(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -121,7 +138,14 @@ def as_tensor(samples: Sequence[PixelSample]) -> torch.Tensor:
     return stacked.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
         # Pillow's own conversion of 16-bit grey to 8 bits clips at 255; scale the full range instead.

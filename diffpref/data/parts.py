@@ -160,7 +160,7 @@ def staged(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lock(stream: BinaryIO, path: Path) -> None:
-    taken = UserError(f"another process is writing {path}", fix="wait for it, or choose another --out")
+    taken = UserError(f"another process is writing {path}", fix="wait for it, or write to another folder")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffpref.config import DataConfig, ModelConfig
-from diffpref.data import cache as cache_module
+from diffpref.data import cache_parts as cache_module
 from diffpref.data.cache import build_cache
 from diffpref.data.images import as_tensor, decode_image, to_pixels
 from diffpref.data.pairs import open_pairs
