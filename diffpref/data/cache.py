@@ -82,7 +82,7 @@ def build_cache(
         if share.rank == 0:
             finish(parts, folder)
     share.wait()
-    return _open(parts, table, family, data, folder)
+    return open_cache(parts, folder)
 
 
 def prepare(table: PairTable, family: Family, data: DataConfig, folder: Path, named: bool) -> list[Part]:
@@ -106,6 +106,16 @@ def finish(parts: Sequence[Part], folder: Path) -> int:
         return sum(part.finish() for part in parts)
 
 
+def open_cache(parts: Sequence[Part], folder: Path) -> EncodedPairs:
+    """A cache of which all parts are finished. Raises UserError when a file is missing or cut off."""
+    text = TextCache(parts[-1].folder)
+    if len(parts) == 2:
+        return EncodedPairs(LatentCache(parts[0].folder), text)
+    table, resolution = parts[-1].table, parts[-1].data.resolution
+    pairs = fingerprint(_pairs_key(table, folder))
+    return EncodedPairs(LiveLatents(table, parts[-1].family.codec, resolution, pairs), text)
+
+
 def full_disk_is_told(folder: Path) -> contextlib.AbstractContextManager[None]:
     return told_when_disk_is_full(f"the cache {folder}", "what is finished of it stays and will be used")
 
@@ -123,17 +133,6 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a cache that may be read only, a file system without locks
             fcntl.flock(held.enter_context(open(folder / ".lock", "ab")), fcntl.LOCK_EX)
         yield
-
-
-def _open(
-    parts: Sequence[Part], table: PairTable, family: Family, data: DataConfig, folder: Path
-) -> EncodedPairs:
-    text = TextCache(parts[-1].folder)
-    if data.cache_latents:
-        return EncodedPairs(LatentCache(parts[0].folder), text)
-    return EncodedPairs(
-        LiveLatents(table, family.codec, data.resolution, fingerprint(_pairs_key(table, folder))), text
-    )
 
 
 def _clear_if_other(part: Part, named: bool) -> None:
@@ -166,7 +165,9 @@ def _found_key(folder: Path) -> str | None:
 def _difference(part: Part) -> str:
     manifest = read_manifest(part.folder)
     if manifest is None:
-        return f"its unfinished {part.what} are of other pairs, another model, settings or version of diffpref"
+        return (
+            f"its unfinished {part.what} are of other pairs, another model, settings or version of diffpref"
+        )
     found = manifest["key"]
     names = {
         "vae": "another model's VAE", "text": "another model's text encoder", "pairs": "other pairs",

@@ -23,7 +23,7 @@ SAMPLED_GROUPS, SAMPLED_PAIRS = 32, 256
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one part of a cache. `likely` lies between `least` and `most`, which differ with buckets alone.
+    """Bytes of one part of a cache. `likely` lies between `least` and `most`, which differ with buckets only.
 
     there: bytes of its files that are made already.
     """
@@ -66,8 +66,8 @@ def check_room(found: Sequence[Need], folder: Path) -> None:
     raise UserError(
         f"the cache {folder} does not fit on its disk",
         why=f"{in_units(wanted)} are still to be written, and {in_units(free)} are free",
-        fix='free some space, name a folder on another disk in data.cache_dir, or set data.latent_precision = '
-        '"fp16", which halves the latents, or data.cache_latents = false, which stores none',
+        fix="free some space, name a folder on another disk in data.cache_dir, or set "
+        'data.latent_precision = "fp16", which halves the latents, or data.cache_latents = false',
     )
 
 

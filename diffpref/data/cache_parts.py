@@ -70,15 +70,14 @@ class Part:
         manifest = read_manifest(self.folder)
         if manifest is None or any(self.folder.glob("*.sha256")):
             return False
-        for name, (size, _) in manifest["files"].items():
+        for name, about in manifest["files"].items():
             try:
                 found = (self.folder / name).stat().st_size
             except FileNotFoundError:
                 return False
-            if found != size:
-                raise UserError(
-                    f"{self.folder / name} is damaged", f"it has {found:,} bytes instead of {size:,}", REPAIR
-                )
+            if found != about["size"]:
+                why = f"it has {found:,} bytes instead of {about['size']:,}"
+                raise UserError(f"{self.folder / name} is damaged", why, REPAIR)
         return True
 
     def missing(self, first: int = 0, step: int = 1) -> list[Task]:
@@ -92,22 +91,24 @@ class Part:
         missing = sum(not task.path.exists() for task in self.tasks)
         if missing:
             return missing
-        files = {path.name: self._size_and_digest(path) for path in self.files()}
+        files = {path.name: self._about(path) for path in self.files()}
         manifest = {"key": self.key, "key_hash": self.key_hash, **self.summary(), "files": files}
         atomic_write_text(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         for path in self.folder.glob("*.sha256"):
             path.unlink(missing_ok=True)
         return 0
 
-    def _size_and_digest(self, path: Path) -> tuple[int, str]:
-        """As it was written: of the note beside the file, else of the manifest before; read again without
-        both."""
+    def _about(self, path: Path) -> dict[str, Any]:
+        """Size and SHA-256 as it was written: noted beside the file, else in the manifest before. Without
+        both it is read again."""
         size = path.stat().st_size
         try:
-            return size, digest_path(path).read_text().strip()
+            return {"size": size, "sha256": digest_path(path).read_text().strip()}
         except FileNotFoundError:
             before = (read_manifest(self.folder) or {"files": {}})["files"].get(path.name)
-            return size, before[1] if before and before[0] == size else sha256_file(path)
+            return (
+                before if before and before["size"] == size else {"size": size, "sha256": sha256_file(path)}
+            )
 
 
 class Latents(Part):
@@ -167,8 +168,8 @@ class Latents(Part):
 
 
 class Text(Part):
-    """Each different caption once, in the order of the table, and the numbers of the pairs' captions in INDEX,
-    which is written at the end."""
+    """Each different caption once, in the order of the table; INDEX, written at the end, has the captions'
+    numbers of each pair."""
 
     what, unit = "captions", "caption"
 

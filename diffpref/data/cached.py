@@ -157,7 +157,7 @@ class _Shards:
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped. Raises UserError when it is missing, cut off or damaged in its header."""
+    """The tensors of a file, mapped. Raises UserError: it is missing, cut off or damaged in its header."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

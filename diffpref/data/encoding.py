@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -97,7 +97,8 @@ class Encoder:
         places: list[_Place] = []
         bad: list[tuple[str, str]] = []
         buckets: dict[Size, _Bucket] = {}
-        with contextlib.closing(ahead(self._decoder_of_all().decode(start, stop), AHEAD)) as decoded:
+        decoded: Any = ahead(self._decoder_of_all().decode(start, stop), AHEAD)
+        with contextlib.closing(decoded):
             for pair in decoded:
                 if pair.images is None:
                     bad.append((pair.source, pair.reason))
@@ -156,7 +157,8 @@ class _Bucket:
         self._done.append((mean.to("cpu", self._stored), logvar.to("cpu", self._stored)))
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Place:
     """What the file says of a pair beside its latents; (height, width) and (top, left) of both images."""
 
     pair_id: int

@@ -78,7 +78,7 @@ def image_size(data: bytes | None) -> tuple[int, int]:
 
 
 def _opened(data: bytes | None, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of an image of which the header was read. Raises ImageError for all that goes wrong."""
+    """What `use` makes of an image whose header was read. Raises ImageError for all that goes wrong."""
     if data is None:
         raise ImageError("image is null")
     if len(data) == 0:
