@@ -12,17 +12,21 @@ from diffpref.captions.base import (
     Perturber,
     Provenance,
 )
+from diffpref.captions.oracle import OracleCaptioner
 from diffpref.captions.rules import RulePerturber
 
+CAPTIONERS: dict[str, type[Captioner]] = {"oracle": OracleCaptioner}
 PERTURBERS: dict[str, type[Perturber]] = {"rules": RulePerturber}
 
 __all__ = [
+    "CAPTIONERS",
     "LEVELS",
     "PERTURBERS",
     "Captioned",
     "Captioner",
     "Edit",
     "Level",
+    "OracleCaptioner",
     "Perturbed",
     "Perturber",
     "Provenance",

@@ -11,11 +11,8 @@ a conversion that was killed at any moment goes on with the missing parts, and e
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import itertools
 import json
-import platform
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -25,20 +22,18 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from diffpref import __version__
 from diffpref.data.convert_report import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.judge import judge_all
+from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
 from diffpref.data.parts import PartWriter, part_path, part_schema, staged
 from diffpref.data.sources import SOURCES, hub, open_source
 from diffpref.data.sources.base import Candidate, Request, Source
 from diffpref.errors import UserError
-from diffpref.paths import atomic_write_text, fingerprint, resolve, resolve_or_hub_id, sha256_file
+from diffpref.paths import atomic_write_text, resolve, resolve_or_hub_id
 
 FORMAT = 1
-SETTINGS, REPORT, MANIFEST = "settings.json", "report.json", "manifest.json"
 ROWS_PER_FILE = 1000
-_EDGE = 2**20  # bytes of each end of a Parquet file that its fingerprint covers; the footer is among them
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def convert(
     with told_when_disk_is_full(
         f"the pairs {out}", "what is finished of them stays and will be used", hint=""
     ):
-        _claim(out, key)
+        claim(out, key, "conversion", _name_of)
         finished = (out / MANIFEST).exists()
         if not finished:
             total = _Parts(out, opened, options).build()
@@ -92,8 +87,7 @@ def convert(
         print(table(report), file=text or sys.stdout)
         _check_report(report, source, options)
         if not finished:
-            manifest = {"key": key, "key_hash": fingerprint(key), "versions": _versions()}
-            atomic_write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            write_manifest(out, key, ("pillow", "pyarrow"))
     return report
 
 
@@ -127,52 +121,21 @@ def _request(source: str, options: ConvertOptions) -> Request:
 
 def _key(name: str, source: Source, options: ConvertOptions) -> dict[str, Any]:
     """What decides every byte of the output, but the versions of libraries."""
-    files = {file: [path.stat().st_size, _digest(path)] for file, path in source.files.items()}
     images = None if options.images is None else str(options.images.resolve())
     return {
-        "converter": FORMAT, "format": name, "files": files, "source": dict(source.key), "images": images,
+        "converter": FORMAT, "format": name, "files": describe_files(source.files),
+        "source": dict(source.key), "images": images,
         "rows_per_file": options.rows_per_file, "keep_ties": options.keep_ties,
     }  # fmt: skip
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a list; of a Parquet file, which may be one of 300 GB, that of its two ends."""
-    if path.suffix != ".parquet" or path.stat().st_size <= 2 * _EDGE:
-        return sha256_file(path)
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256(stream.read(_EDGE))
-        stream.seek(-_EDGE, 2)
-        digest.update(stream.read())
-    return digest.hexdigest()
-
-
-def _claim(out: Path, key: dict[str, Any]) -> None:
-    """Begin in a new folder or go on in our own. Raises UserError for any other."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is no folder", fix="choose another")
-    try:
-        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        strangers = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-        strangers = [path for path in strangers if not path.startswith(f".{SETTINGS}.")]
-        if strangers:
-            why = f"it holds {', '.join(strangers[:5])} and no {SETTINGS}"
-            raise UserError(f"{out} is not empty and no conversion", why, "choose another --out") from None
-        atomic_write_text(out / SETTINGS, json.dumps(key, indent=2) + "\n")
-        return
-    except (ValueError, OSError) as error:
-        raise UserError(f"{out / SETTINGS} cannot be read", str(error), "choose another --out") from error
-    differing = [name for name in key if not isinstance(found, dict) or found.get(name) != key[name]]
-    if differing:
-        names = {
-            "converter": "another version of diffpref", "format": "another --format", "files": "other files",
-            "source": "other columns or names", "images": "another --images",
-            "rows_per_file": "another --rows-per-file", "keep_ties": "the other --keep-ties",
-        }  # fmt: skip
-        raise UserError(
-            f"{out} holds a conversion that was made with {' and '.join(names[name] for name in differing)}",
-            fix="choose another --out, or remove that folder",
-        )
+def _name_of(setting: str) -> str:
+    """How a setting that differs is called."""
+    return {
+        "converter": "another version of diffpref", "files": "other files",
+        "source": "other columns or names", "rows_per_file": "another --rows-per-file",
+        "keep_ties": "the other --keep-ties",
+    }.get(setting, f"another --{setting}")  # fmt: skip
 
 
 def _check_report(report: dict[str, Any], source: str, options: ConvertOptions) -> None:
@@ -188,11 +151,6 @@ def _check_report(report: dict[str, Any], source: str, options: ConvertOptions) 
     if report["kept"] == 0:
         why = first or ("all are ties" if report["rows"] else "it has no rows")
         raise UserError(f"no usable pair in {source}", why, "see the rows named above")
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")}
-    return {"diffpref": __version__, "python": platform.python_version(), **packages}
 
 
 class _Parts:

@@ -168,7 +168,7 @@ class PairTable:
             return None
         captions = caption_columns(self.columns, self.captions)
         values = self._reader.read(row, [self.columns.image_0, self.columns.image_1, *captions])
-        blobs = (_image_bytes(values[self.columns.image_0]), _image_bytes(values[self.columns.image_1]))
+        blobs = (image_bytes(values[self.columns.image_0]), image_bytes(values[self.columns.image_1]))
         if blobs[0] is not None and blobs[0] == blobs[1]:
             self._problems[index] = IDENTICAL
             self.stats.identical += 1
@@ -262,7 +262,7 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "little") & (2**63 - 1)
 
 
-def _image_bytes(value: Any) -> bytes | None:
+def image_bytes(value: Any) -> bytes | None:
     """Bytes of an image cell: plain bytes, or the {bytes, path} struct of Hugging Face datasets."""
     if isinstance(value, dict):
         value = value["bytes"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def scan(files: Sequence[PairFile], columns: Columns, captions: Captions) -> Sca
     wins: list[np.ndarray[Any, Any]] = [np.zeros(0, np.bool_)]
     for file in files:
         first_row, done = stats.rows, 0
-        for batch in _batches(file, needed_columns(file, columns, captions)):
+        for batch in column_batches(file, needed_columns(file, columns, captions)):
             usable, first_wins = _scan_batch(batch, file, done, columns, captions, stats)
             rows.append(np.flatnonzero(usable) + (first_row + done))
             wins.append(first_wins[usable])
@@ -96,7 +97,8 @@ def scan(files: Sequence[PairFile], columns: Columns, captions: Captions) -> Sca
     return ScanResult(rows=np.concatenate(rows), first_wins=np.concatenate(wins), stats=stats)
 
 
-def _batches(file: PairFile, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def column_batches(file: PairFile, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The named columns of a whole file. Raises UserError when it is damaged."""
     try:
         with pq.ParquetFile(file.path, memory_map=True, pre_buffer=False) as parquet:
             yield from parquet.iter_batches(batch_size=SCAN_BATCH, columns=list(wanted), use_threads=False)
@@ -117,13 +119,7 @@ def _scan_batch(
     stats: TableStats,
 ) -> tuple[Mask, Mask]:
     """(usable, image 0 wins) of each row of a batch that starts at `first_row` of its file; adds to stats."""
-    labelled = _labelled(batch)
-    labels = _numbers(batch.column(columns.label_0))
-    _check_labels(labels, labelled, file, first_row, columns.label_0)
-    if OTHER_LABEL in batch.schema.names and columns.label_0 != OTHER_LABEL:
-        _check_other_label(
-            labels, _numbers(batch.column(OTHER_LABEL)), labelled, file, first_row, columns.label_0
-        )
+    labelled, labels = read_labels(batch, file.path, first_row, columns)
     ties = labelled & (labels == 0.5)
     decided = labelled & ~ties
     bad = np.zeros(batch.num_rows, np.bool_)
@@ -137,6 +133,22 @@ def _scan_batch(
     stats.unlabelled += int((~labelled).sum())
     stats.first_wins += int((usable & (labels == 1)).sum())
     return usable, labels == 1
+
+
+def read_labels(
+    batch: pa.RecordBatch, path: Path, first_row: int, columns: Columns
+) -> tuple[Mask, np.ndarray[Any, np.dtype[np.float64]]]:
+    """(labelled, label of image 0) of each row of a batch that starts at `first_row` of its file.
+
+    Raises UserError at the first label that is not 0, 0.5 or 1 or that label_1 contradicts.
+    """
+    labelled = _labelled(batch)
+    labels = _numbers(batch.column(columns.label_0))
+    _check_labels(labels, labelled, path, first_row, columns.label_0)
+    if OTHER_LABEL in batch.schema.names and columns.label_0 != OTHER_LABEL:
+        other = _numbers(batch.column(OTHER_LABEL))
+        _check_other_label(labels, other, labelled, path, first_row, columns.label_0)
+    return labelled, labels
 
 
 def _labelled(batch: pa.RecordBatch) -> Mask:
@@ -168,7 +180,7 @@ def _blank(column: pa.Array) -> Mask:
 
 
 def _check_labels(
-    labels: np.ndarray[Any, Any], labelled: Mask, file: PairFile, first_row: int, name: str
+    labels: np.ndarray[Any, Any], labelled: Mask, path: Path, first_row: int, name: str
 ) -> None:
     wrong = labelled & ~np.isin(labels, (0.0, 0.5, 1.0))
     if not wrong.any():
@@ -182,7 +194,7 @@ def _check_labels(
     else:
         why = f"it is {value:g}, outside 0..1"
     raise UserError(
-        f"label '{name}' of {file.path} row {first_row + row} is not 0, 0.5 or 1",
+        f"label '{name}' of {path} row {first_row + row} is not 0, 0.5 or 1",
         why=why,
         fix="write 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie; rows without a "
         f"preference can stay with {HAS_LABEL} = false",
@@ -193,7 +205,7 @@ def _check_other_label(
     labels: np.ndarray[Any, Any],
     other: np.ndarray[Any, Any],
     labelled: Mask,
-    file: PairFile,
+    path: Path,
     first_row: int,
     name: str,
 ) -> None:
@@ -202,7 +214,7 @@ def _check_other_label(
     if contradicts.any():
         row = int(np.flatnonzero(contradicts)[0])
         raise UserError(
-            f"labels of {file.path} row {first_row + row} contradict each other",
+            f"labels of {path} row {first_row + row} contradict each other",
             why=f"'{name}' is {labels[row]:g} and '{OTHER_LABEL}' is {other[row]:g}; they must add up to 1",
             fix=f"repair the labels, or drop the column '{OTHER_LABEL}'",
         )

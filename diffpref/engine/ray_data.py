@@ -11,46 +11,41 @@ import contextlib
 import importlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from diffpref.engine.base import Engine, Job
+from diffpref.engine.base import Engine, Job, Worker
 from diffpref.errors import UserError
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Only numbers of units and rows travel; images are read where they are used."""
 CPUS_PER_ACTOR = 2  # one for the model, one for the thread that reads and decodes ahead
-_POLL = 0.5
 
 
 def run_ray(job: Job, units: Sequence[int], progress: Callable[[int], object], engine: Engine) -> None:
     """Make the units in Ray actors. Raises UserError as `run_units` says."""
-    with _connected(engine) as ray:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        counter = ray.remote(num_cpus=0)(_Counter).remote()
+    with _connected(engine) as ray, _settings(ray):
         pool, resources = _resources(ray.cluster_resources(), engine, len(units))
-        made = ray.data.from_items(
-            [{"unit": unit} for unit in units], override_num_blocks=len(units)
-        ).map_batches(
+        items = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+        steps = items.map_batches(
             _Actor,
-            fn_constructor_args=(job, counter, bool(resources.get("num_gpus"))),
+            fn_constructor_args=(job, "num_gpus" in resources),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=pool, max_tasks_in_flight_per_actor=1),
             **resources,
         )
-        with _reported(ray, counter, progress):
-            for row in made.iter_rows():
-                if row["what"]:
-                    raise UserError(row["what"], row["why"], row["fix"])
+        for step in steps.iter_rows():
+            if step["what"]:
+                raise UserError(step["what"], step["why"], step["fix"])
+            progress(step["rows"])
 
 
 @contextlib.contextmanager
 def _connected(engine: Engine) -> Iterator[Any]:
     """The package ray, connected; disconnected afterwards if it was not connected before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it calls its own restarts of actors errors
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the processes of the local engine, not 15
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # CPU actors leave CUDA alone, says Ray 3
@@ -100,53 +95,38 @@ def _resources(cluster: dict[str, float], engine: Engine, units: int) -> tuple[i
     return pool, resources
 
 
-class _Counter:
-    """An actor that sums the rows done since it was last asked."""
-
-    def __init__(self) -> None:
-        self._rows = 0
-
-    def add(self, rows: int) -> None:
-        self._rows += rows
-
-    def take(self) -> int:
-        rows, self._rows = self._rows, 0
-        return rows
-
-
 @contextlib.contextmanager
-def _reported(ray: Any, counter: Any, progress: Callable[[int], object]) -> Iterator[None]:
-    """Hand the counter's rows to `progress` from a thread while the body waits for units."""
-    ended = threading.Event()
-
-    def poll() -> None:
-        while not ended.wait(_POLL):
-            progress(ray.get(counter.take.remote()))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
+def _settings(ray: Any) -> Iterator[None]:
+    """Ray Data without bars and lists of its own; every step of a worker is told at once, as a block."""
+    context = ray.data.DataContext.get_current()
+    ours = {"enable_progress_bars": False, "print_on_execution_start": False, "target_max_block_size": 1}
+    theirs = {name: getattr(context, name) for name in ours}
+    for name, value in ours.items():
+        setattr(context, name, value)
     try:
         yield
     finally:
-        ended.set()
-        thread.join()
-    progress(ray.get(counter.take.remote()))
+        for name, value in theirs.items():
+            setattr(context, name, value)
 
 
 class _Actor:
     """Makes one unit a call. A user's mistake comes back as a row: Ray would wrap it in its own errors."""
 
-    def __init__(self, job: Job, counter: Any, on_gpu: bool) -> None:
-        self._job, self._counter, self._device = job, counter, "cuda:0" if on_gpu else ""
-        self._worker: Callable[[int], Iterator[int]] | None = None
+    def __init__(self, job: Job, on_gpu: bool) -> None:
+        self._job, self._device = job, "cuda:0" if on_gpu else ""
+        self._worker: Worker | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        mistake = UserError("")
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         try:
             self._worker = self._worker or self._job.start(self._device)
             for unit in batch["unit"]:
                 for rows in self._worker(int(unit)):
-                    self._counter.add.remote(rows)
+                    yield _step(rows)
         except UserError as error:
-            mistake = error
-        return {"what": [mistake.what], "why": [mistake.why], "fix": [mistake.fix]}
+            yield _step(0, error)
+
+
+def _step(rows: int, error: UserError | None = None) -> dict[str, list[Any]]:
+    what, why, fix = (error.what, error.why, error.fix) if error else ("", "", "")
+    return {"rows": [rows], "what": [what], "why": [why], "fix": [fix]}

@@ -39,7 +39,7 @@ class Parse:
     @property
     def caption(self) -> str:
         """A caption of what the image shows, in the world's grammar, things from left to right."""
-        return describe(sorted(self.things, key=lambda t: (round(t.x / 4), t.y)))
+        return describe_things(self.things)
 
 
 @dataclass(frozen=True)
@@ -175,17 +175,33 @@ def _style(
     return parts
 
 
+def describe_things(things: tuple[Thing, ...]) -> str:
+    """A caption of these things in the world's grammar, from left to right."""
+    return describe(sorted(things, key=lambda t: (round(t.x / 4), t.y)))
+
+
+def find_things(image: Image.Image) -> tuple[Thing, ...]:
+    """The things that `image` shows, of any mode and size."""
+    pixels, colored = _pixels(image)
+    return tuple(thing for thing, _ in _regions(pixels, colored))
+
+
 def parse_image(image: Image.Image) -> Parse:
     """What `image` shows. Any mode and size: it is converted to RGB and resized to 64 x 64 if it must be."""
+    pixels, colored = _pixels(image)
+    regions = _regions(pixels, colored)
+    return Parse(tuple(thing for thing, _ in regions), _style(pixels, regions, colored))
+
+
+def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """RGB in 0..1 at the world's size, and which pixels are coloured."""
     picture = image.convert("RGB")
     if picture.size != (SIZE, SIZE):
         picture = picture.resize(
             (SIZE, SIZE), Image.Resampling.BOX if min(picture.size) > SIZE else Image.Resampling.BILINEAR
         )
     pixels = np.asarray(picture, dtype=np.float64) / 255
-    colored = (pixels.max(-1) - pixels.min(-1)) >= MIN_CHROMA
-    regions = _regions(pixels, colored)
-    return Parse(tuple(thing for thing, _ in regions), _style(pixels, regions, colored))
+    return pixels, (pixels.max(-1) - pixels.min(-1)) >= MIN_CHROMA
 
 
 def _matches(thing: Thing, noun: Noun) -> bool:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
 import time
 
 import pytest
+import ray
 
 from diffpref.engine import Engine, ahead, run_units
 from diffpref.errors import UserError
 from tests.engine_jobs import Squares
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One for all tests here: to start it takes seconds."""
+    ray.init(include_dashboard=False, num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
 
 ENGINES = {"here": Engine(), "processes": Engine(workers=2), "ray": Engine("ray", workers=2)}
 
@@ -55,6 +67,12 @@ def test_settings_that_cannot_be(tmp_path):
         run_units(Squares(tmp_path), [1], lambda rows: None, Engine("dask"))
     with pytest.raises(UserError, match="--workers must be at least 0"):
         run_units(Squares(tmp_path), [1], lambda rows: None, Engine(workers=-1))
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'diffpref\[ray\]'"):
+        run_units(Squares(tmp_path), [1], lambda rows: None, ENGINES["ray"])
 
 
 def test_ahead_keeps_the_order_and_makes_only_a_few_items_early():
