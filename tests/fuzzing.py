@@ -52,14 +52,15 @@ def sources(seed: int = 0) -> list[tuple[str, bytes]]:
     made: list[tuple[str, bytes]] = []
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for number, mode in enumerate(("RGB", "L", "CMYK")):
-        for options in ({}, {"progressive": True}, {"quality": 5, "subsampling": 2}, {"icc_profile": profile}):
-            made.append(("JPEG", encoded(picture(seed + number, mode), "JPEG", **options)))
+        plain = picture(seed + number, mode)
+        kinds = ({}, {"progressive": True}, {"quality": 5, "subsampling": 2}, {"icc_profile": profile})
+        made += [("JPEG", encoded(plain, "JPEG", **options)) for options in kinds]
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn
         exif[0x010E] = "about"
-        for kind in ("JPEG", "WEBP", "PNG"):
-            made.append((kind, encoded(picture(turn, "RGB"), kind, exif=exif)))
+        turned = picture(turn, "RGB")
+        made += [(kind, encoded(turned, kind, exif=exif)) for kind in ("JPEG", "WEBP", "PNG")]
     for number, mode in enumerate(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")):
         made.append(("PNG", encoded(picture(30 + number, mode), "PNG")))
     made.append(("PNG", encoded(picture(40, "P"), "PNG", transparency=0)))
@@ -125,7 +126,9 @@ def spoilt(draw: random.Random, kind: str, data: bytes, other: bytes) -> Bytes:
     if how == 10:
         return Bytes(huge(draw, kind, data), BAD)
     if how == 11:
-        start = draw.choice([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\1\0WEBPVP8X", b"GIF89a"])
+        start = draw.choice(
+            [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\1\0WEBPVP8X", b"GIF89a"]
+        )
         return Bytes(start + draw.randbytes(draw.randint(0, 200)), EITHER if start else BAD)
     return Bytes(draw.choice(USELESS), BAD)
 
@@ -210,14 +213,12 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
     source = Source(files={}, read=lambda wanted: iter(()))
     path = folder / "part-00000.parquet"
     kept: list[int] = []
-    with staged(path) as stream:
-        writer = PartWriter(stream, part_schema(source))
+    with staged(path) as stream, PartWriter(stream, part_schema(source)) as writer:
         for judged in judge_all((candidate for candidate, _, _ in expected), False, 0):
             writer.add(judged)
             check_fate(judged, *expected[judged.candidate.row])
             if judged.row is not None:
                 kept.append(judged.candidate.row)
-        writer.close()
     tally = read_tally(path)
     assert (tally.read, tally.kept) == (count, len(kept))
     assert tally.read == tally.kept + sum(tally.dropped.values())

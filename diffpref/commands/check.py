@@ -17,8 +17,8 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "pairs",
         metavar="PAIRS",
-        help="Parquet file, folder of them, glob, or tiny:pairs/train.parquet; or the folder of a cache, whose "
-        "files are all compared with their SHA-256",
+        help="Parquet file, folder of them, glob, or tiny:pairs/train.parquet; or the folder of a cache, "
+        "whose files are all compared with their SHA-256",
     )
     parser.add_argument(
         "--captions",

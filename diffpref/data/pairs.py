@@ -197,7 +197,7 @@ class PairTable:
         names = [self.columns.image_0, self.columns.image_1]
         values = self._reader.read(self._row_of(index), names)
         try:
-            first, second = (image_size(_image_bytes(values[name])) for name in names)
+            first, second = (image_size(image_bytes(values[name])) for name in names)
         except ImageError:
             return None
         return first, second

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -126,6 +127,17 @@ class PartWriter:
         self._bytes += len(judged.row["jpg_0"]) + len(judged.row["jpg_1"])
         if len(self._rows) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finish the part; after an error let go of the stream, else Arrow writes to it once it is closed."""
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):
+            self._writer.close()
 
     def close(self) -> None:
         self._flush()

@@ -1,4 +1,4 @@
-"""Damaged images and odd captions, 10,000 pairs of them, in a process of its own: no crash, no silent loss."""
+"""10,000 pairs of damaged images and odd captions, in a process of its own: no crash, no silent loss."""
 
 from __future__ import annotations
 
