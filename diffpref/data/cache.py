@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from diffpref.config import DataConfig
 from diffpref.data.cache_need import check_room, needs
-from diffpref.data.cache_parts import Latents, Part, Text, read_header, read_manifest
+from diffpref.data.cache_parts import Latents, Part, Text, read_header, read_manifest, remove
 from diffpref.data.cached import EncodedPairs, LatentCache, TextCache
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.encoding import Encoder
@@ -89,6 +89,7 @@ def prepare(table: PairTable, family: Family, data: DataConfig, folder: Path, na
     """The parts of the cache, in a folder that holds nothing of another one. Raises UserError when the user
     named one that does."""
     with locked(folder):
+        remove(folder, ".files.json.*.tmp")
         pairs = _pairs_key(table, folder)
         kinds: list[tuple[str, type[Part]]] = [("latents", Latents)] if data.cache_latents else []
         kinds += [(f"text-{data.captions}", Text)]

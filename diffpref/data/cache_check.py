@@ -73,7 +73,7 @@ def check_cache(folder: Path, out: TextIO | None = None) -> list[PartReport]:
     _compare_rows(reports)
     width = max(len(str(report.folder)) for report in reports)
     for report in reports:
-        state = "good" if not report.problems else f"{len(report.problems)} problems"
+        state = _count(report.problems) if report.problems else "good"
         line = f"{report.folder!s:<{width}}  {report.files:,} files  {in_units(report.size)}  {report.holds}"
         print(f"{line}  {state}", file=out or sys.stdout)
     problems = [problem for report in reports for problem in report.problems]
@@ -81,7 +81,7 @@ def check_cache(folder: Path, out: TextIO | None = None) -> list[PartReport]:
         print(f"  {path}: {text}", file=out or sys.stdout)
     if problems:
         raise UserError(
-            f"{len(problems)} problems in the cache {folder}",
+            f"{_count(problems)} in the cache {folder}",
             why=f"{problems[0][0]}: {problems[0][1]}",
             fix="remove the files named above and run diffpref encode with the config of the cache: it makes "
             "these anew and no others",
@@ -279,6 +279,10 @@ def _compare_rows(reports: list[PartReport]) -> None:
             for other in beside:
                 if other.folder.name == "latents" and other.rows != report.rows:
                     report.add(INDEX, f"it has captions of {report.rows} rows, and there are {other.rows}")
+
+
+def _count(problems: list[tuple[Path, str]]) -> str:
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
 
 
 def _sizes(tensors: dict[str, Tensor]) -> list[tuple[int, int]]:

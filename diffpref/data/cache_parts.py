@@ -94,8 +94,7 @@ class Part:
         files = {path.name: self._about(path) for path in self.files()}
         manifest = {"key": self.key, "key_hash": self.key_hash, **self.summary(), "files": files}
         atomic_write_text(self.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        for path in self.folder.glob("*.sha256"):
-            path.unlink(missing_ok=True)
+        remove(self.folder, f".{MANIFEST}.*.tmp", ".*.sha256.*.tmp", "*.sha256")  # these last: see finished
         return 0
 
     def _about(self, path: Path) -> dict[str, Any]:
@@ -200,6 +199,13 @@ class Text(Part):
         cut = sum(read_header(task.path)[1]["truncated"] for task in self.tasks)
         count = sum(task.size for task in self.tasks)
         return {"count": count, "truncated": cut, "max_tokens": self.family.max_tokens}
+
+
+def remove(folder: Path, *patterns: str) -> None:
+    """Remove files that a kill left, of kinds that nobody else writes now."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -70,17 +70,16 @@ class Encoder:
         self._open.close()
 
     def make(self, task: Task) -> Iterator[int]:
-        """Encode and write one file, whole or not at all, and its SHA-256 beside it; yields the number of
-        pairs or captions done since it last did.
+        """Encode and write one file, whole or not at all, and before it its SHA-256 beside it; yields the
+        number of pairs or captions done since it last did.
 
         Raises UserError: another process is writing the file, latents are not finite, too many rows are bad.
         """
-        digest_path(task.path).unlink(missing_ok=True)
         with staged(task.path) as stream:
             tensors, about = yield from self._text(task.texts) if task.texts else self._latents(*task.rows)
             blob = pack(tensors, {"key": task.key, **about})
             stream.write(blob)
-        atomic_write_text(digest_path(task.path), hashlib.sha256(blob).hexdigest() + "\n")
+            atomic_write_text(digest_path(task.path), hashlib.sha256(blob).hexdigest() + "\n")
 
     def _text(self, texts: tuple[str, ...]) -> Generator[int, None, Contents]:
         batches = []
