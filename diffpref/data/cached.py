@@ -11,11 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffpref.data.buckets import Size
+from diffpref.errors import UserError
 
+MANIFEST, INDEX = "manifest.json", "index.safetensors"
+REPAIR = "remove that file, and the same command, or `diffpref encode`, makes it anew and no other"
 Place = tuple[float, float]
 NO_FLIP = (False, False)
 
@@ -91,7 +95,7 @@ class LatentCache:
 
     def __init__(self, folder: Path) -> None:
         self._shards = _Shards(folder)
-        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         self.key_hash = str(self.manifest["key_hash"])
         self._starts = np.cumsum([0, *self.manifest["shards"]])
         shards = [self._shards.open(number) for number in range(len(self.manifest["shards"]))]
@@ -124,8 +128,8 @@ class TextCache:
 
     def __init__(self, folder: Path) -> None:
         self._shards = _Shards(folder)
-        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        index = load_file(folder / "index.safetensors")
+        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        index = open_tensors(folder / INDEX)
         self._numbers = torch.stack([index["winner"], index["loser"]], dim=1)
         self._shard_captions = len(next(iter(self._shards.open(0).values())))
 
@@ -148,8 +152,16 @@ class _Shards:
 
     def open(self, number: int) -> dict[str, Tensor]:
         if number not in self._open:
-            self._open[number] = load_file(self._folder / f"{number:05d}.safetensors")
+            self._open[number] = open_tensors(self._folder / f"{number:05d}.safetensors")
         return self._open[number]
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped. Raises UserError: it is missing, cut off or damaged in its header."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged", f"{type(error).__name__}: {error}", REPAIR) from error
 
 
 def latent_key(name: str, size: Size) -> str:

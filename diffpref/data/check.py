@@ -1,9 +1,13 @@
-"""`diffpref check`: look through preference pairs, images included, before time is spent on training."""
+"""`diffpref check`: look through preference pairs, images included, before time is spent on training.
+
+What it does with a cache stands in cache_check.py.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -124,3 +128,17 @@ def _quantiles(lengths: Counter[int]) -> str:
     running = np.cumsum([lengths[value] for value in values])
     median = values[int(np.searchsorted(running, running[-1] / 2))]
     return f"{values[0]} to {values[-1]}, median {median}"
+
+
+def is_cache(path: Path) -> bool:
+    """Whether a folder is a cache, of one or several sets of pairs, or a part of one."""
+    return path.is_dir() and any(True for _ in find_parts(path))
+
+
+def find_parts(folder: Path) -> Iterator[Path]:
+    """The folders of latents and text at `folder`, in it and in its folders."""
+    for place in (folder, *sorted(folder.glob("*/")), *sorted(folder.glob("*/*/"))):
+        if place.resolve().name in ("latents", "text-shared", "text-dual"):
+            begun = (place / "manifest.json").exists() and not any(place.glob("*.parquet"))
+            if begun or any(place.glob("*.safetensors")):
+                yield place

@@ -228,11 +228,9 @@ class _Parts:
         judged = judge_all(self._candidates(), self._options.keep_ties, self._options.workers)
         for number, rows in itertools.groupby(judged, lambda _: self._under_way.popleft()):
             await_writer(part_path(self._out, number))
-            with staged(part_path(self._out, number)) as stream:
-                writer = PartWriter(stream, schema)
+            with staged(part_path(self._out, number)) as stream, PartWriter(stream, schema) as writer:
                 for row in rows:
                     writer.add(row)
-                writer.close()
             yield writer.tally.read
 
     def _candidates(self) -> Iterator[Candidate]:

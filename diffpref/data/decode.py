@@ -11,6 +11,7 @@ from types import TracebackType
 from diffpref.data.buckets import Buckets
 from diffpref.data.images import PixelSample, to_pixels
 from diffpref.data.pairs import PairTable
+from diffpref.engine.local import end_with_parent
 
 CHUNK = 16
 
@@ -74,6 +75,7 @@ _WORKER: tuple[PairTable, Buckets] | None = None  # set once in each worker proc
 def _start_worker(table: PairTable, buckets: Buckets) -> None:
     global _WORKER
     _WORKER = (table, buckets)
+    end_with_parent()
 
 
 def _decode_chunk(indices: range) -> list[DecodedPair]:

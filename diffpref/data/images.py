@@ -7,9 +7,10 @@ on the header before anything is decoded, and one defined result (8-bit RGB) for
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,6 +22,13 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
 SCORED_FORMATS: tuple[str, ...] = (*FORMATS, "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 8192 x 8192, ample for any diffusion model, 192 MiB as RGB."""
+
+ORIENTATION = 0x0112  # of EXIF; 5 to 8 exchange width and height
+T = TypeVar("T")
+
+# A bomb is refused by MAX_PIXELS, and what else decoders only warn of (damaged EXIF) has a defined result; a
+# line for each would drown the report. Not around each call: that is not safe beside other threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(Exception):
@@ -62,7 +70,7 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
     Raises ImageError: null, empty, not an image, a format outside FORMATS, more than `max_pixels` (seen in
     the header, nothing is decoded), truncated or damaged.
     """
-    return _decode(data, max_pixels, FORMATS, _to_rgb)
+    return _opened(data, max_pixels, FORMATS, _to_rgb)
 
 
 def decode_for_scoring(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -76,15 +84,18 @@ def decode_for_scoring(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Imag
     Raises ImageError: null, empty, not an image, a format outside SCORED_FORMATS, floating-point pixels (they
     have no defined range), more than `max_pixels`, truncated or damaged.
     """
-    return _decode(data, max_pixels, SCORED_FORMATS, _as_stored)
+    return _opened(data, max_pixels, SCORED_FORMATS, _as_stored)
 
 
-def _decode(
-    data: bytes | None,
-    max_pixels: int,
-    formats: tuple[str, ...],
-    convert: Callable[[Image.Image], Image.Image],
-) -> Image.Image:
+def image_size(data: bytes | None) -> tuple[int, int]:
+    """(height, width) that `decode_image` would give, by the header. Raises ImageError."""
+    return _opened(data, MAX_PIXELS, FORMATS, _upright_size)
+
+
+def _opened(
+    data: bytes | None, max_pixels: int, formats: tuple[str, ...], use: Callable[[Image.Image], T]
+) -> T:
+    """What `use` makes of an image whose header was read. Raises ImageError for all that goes wrong."""
     if data is None:
         raise ImageError("image is null")
     if len(data) == 0:
@@ -94,8 +105,7 @@ def _decode(
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"image of {width}x{height} is above the limit of {max_pixels} pixels")
-            image.load()
-            return convert(image)
+            return use(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -145,7 +155,14 @@ def as_tensor(samples: Sequence[PixelSample]) -> torch.Tensor:
     return stacked.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
         upright = _grey_to_8_bits(upright)
@@ -157,6 +174,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _as_stored(image: Image.Image) -> Image.Image:
+    image.load()
     if image.mode == "F":
         raise ImageError("floating-point pixels have no defined range")
     return (_grey_to_8_bits(image) if image.mode.startswith("I") else image).convert("RGB")

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from diffpref.data.images import ImageError, decode_image
+from diffpref.data.images import ImageError, decode_image, image_size
 from diffpref.data.reader import RowReader
 from diffpref.data.scan import BadRow, TableStats, scan
 from diffpref.data.schema import (
@@ -190,6 +191,22 @@ class PairTable:
             source=self._reader.describe(row),
         )
         return pair if self._first_wins[index] else pair.swapped()
+
+    def image_sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """(height, width) of both images by their headers; None when one cannot be read. Counts nothing."""
+        names = [self.columns.image_0, self.columns.image_1]
+        values = self._reader.read(self._row_of(index), names)
+        try:
+            first, second = (image_size(image_bytes(values[name])) for name in names)
+        except ImageError:
+            return None
+        return first, second
+
+    def group_starts(self) -> list[int]:
+        """Index of the first pair of each row group that has one: where reading begins at once."""
+        starts = np.cumsum([0, *(rows for file in self._files for rows in file.group_rows)])[:-1]
+        found = np.unique(np.searchsorted(self._rows, starts))
+        return [int(index) for index in found if index < len(self)]
 
     def problem(self, index: int) -> str:
         """Why `try_load(index)` gave None: IDENTICAL or what is wrong with an image; "" for a good pair."""

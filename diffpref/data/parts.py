@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -128,6 +129,17 @@ class PartWriter:
         if len(self._rows) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finish the part; after an error let go of the stream, else Arrow writes to it once it is closed."""
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):
+            self._writer.close()
+
     def close(self) -> None:
         self._flush()
         self._writer.add_key_value_metadata({TALLY.decode(): json.dumps(self.tally.to_json())})
@@ -180,7 +192,7 @@ def _staging(path: Path) -> Path:
 
 
 def _lock(stream: BinaryIO, path: Path) -> None:
-    taken = UserError(f"another process is writing {path}", fix="wait for it, or choose another --out")
+    taken = UserError(f"another process is writing {path}", fix="wait for it, or write to another folder")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -62,15 +62,16 @@ class RowReader:
             self._batches.move_to_end(key)
             return self._batches[key]
         cursor = self._cursor
-        if cursor is None or cursor.key != (file, group, columns) or cursor.position > number:
+        try:
+            if cursor is None or cursor.key != (file, group, columns) or cursor.position > number:
+                if cursor is not None:
+                    cursor.close()
+                cursor = self._cursor = _Cursor(self._files[file], file, group, columns)
+            batch = cursor.advance(number)
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
             if cursor is not None:
                 cursor.close()
-            cursor = self._cursor = _Cursor(self._files[file], file, group, columns)
-        try:
-            batch = cursor.advance(number)
-        except (pa.ArrowException, OSError) as error:
             self._cursor = None
-            cursor.close()
             raise UserError(
                 f"{self.describe(row)} cannot be read",
                 why=f"the Parquet file is damaged: {first_line(error)}",

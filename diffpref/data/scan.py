@@ -108,7 +108,7 @@ def column_batches(file: PairFile, wanted: Sequence[str]) -> Iterator[pa.RecordB
     try:
         with pq.ParquetFile(file.path, memory_map=True, pre_buffer=False) as parquet:
             yield from parquet.iter_batches(batch_size=SCAN_BATCH, columns=list(wanted), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise UserError(
             f"{file.path} cannot be read",
             why=f"the Parquet file is damaged: {first_line(error)}",
@@ -131,9 +131,10 @@ def _scan_batch(
     wanted = labelled & (keep_ties | ~ties)
     bad = np.zeros(batch.num_rows, np.bool_)
     for name in caption_columns(columns, captions):
-        for row in np.flatnonzero(wanted & ~bad & _blank(batch.column(name))):
-            stats.add_bad(BadRow(f"{file.path} row {first_row + row}", f"{name} is null or empty"))
-            bad[row] = True
+        for unusable, what in _unusable(batch.column(name)):
+            for row in np.flatnonzero(wanted & ~bad & unusable):
+                stats.add_bad(BadRow(f"{file.path} row {first_row + row}", f"{name} is {what}"))
+                bad[row] = True
     usable = wanted & ~bad
     stats.rows += batch.num_rows
     stats.ties += int(ties.sum())
@@ -175,15 +176,30 @@ def _numbers(column: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     return values
 
 
-def _blank(column: pa.Array) -> Mask:
-    """Captions that are null or nothing but white space."""
+def _unusable(column: pa.Array) -> list[tuple[Mask, str]]:
+    """Captions that are not UTF-8, as careless writers leave them, and blank ones: which, and what is wrong
+    with them."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    text = column.cast(pa.large_string())
+    raw = column.cast(pa.large_binary())
+    broken = np.zeros(len(raw), np.bool_)
+    try:
+        text = raw.cast(pa.large_string())  # which looks at every byte
+    except pa.ArrowInvalid:
+        broken = np.array([not _is_utf8(value) for value in raw.to_pylist()])
+        text = pc.if_else(pa.array(broken), b"", raw).cast(pa.large_string())
     blank: Mask = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True).to_numpy(
         zero_copy_only=False
     )
-    return blank
+    return [(broken, "not UTF-8"), (blank, "null or empty")]
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_labels(

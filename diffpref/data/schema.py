@@ -116,7 +116,7 @@ def open_file(path: Path) -> PairFile:
         metadata = pq.read_metadata(path)
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         return PairFile(path=path, schema=metadata.schema.to_arrow_schema(), group_rows=groups)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise UserError(
             f"{path} cannot be read as Parquet",
             why=first_line(error),
@@ -161,12 +161,26 @@ def check_schema(
                 why=f"columns present: {', '.join(names)}",
                 fix=f"name the right column with {option.format(key, near[0] if near else 'NAME')}",
             )
-        kind = file.schema.field(name).type
+        kind = _type_of(file, name)
         if not accepts(kind):
             raise UserError(
                 f"column '{name}' of {file.path} holds {kind}, not {wanted[accepts]}",
                 fix=f"convert the column, or name another with {option.format(key, 'NAME')}",
             )
+    for name in (HAS_LABEL, OTHER_LABEL):
+        kind = _type_of(file, name) if name in names else pa.null()
+        if not (_is_label(kind) or pa.types.is_null(kind)):
+            meaning = "true or false" if name == HAS_LABEL else "a number: 1 - label_0"
+            raise UserError(
+                f"column '{name}' of {file.path} holds {kind}, not {meaning}",
+                fix="convert the column, or leave it out",
+            )
+
+
+def _type_of(file: PairFile, name: str) -> pa.DataType:
+    if file.schema.names.count(name) > 1:
+        raise UserError(f"{file.path} has the column '{name}' twice", fix="rename or leave out one of them")
+    return file.schema.field(name).type
 
 
 def needed_columns(file: PairFile, columns: Columns, captions: Captions) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""`diffpref train` and `diffpref encode`: from a config to a run folder."""
+"""`diffpref train`: from a config to a run folder."""
 
 from __future__ import annotations
 
@@ -49,16 +49,6 @@ def train(config: TrainConfig) -> Path:
             return Path(config.output)
 
 
-def encode(config: TrainConfig) -> Path:
-    """Build the latent and text cache of `config` without training; returns the cache folder."""
-    with StopRequest() as stop:
-        try:
-            return _Session(config, stop).encode()
-        except Stopped:
-            log.info("stopped; the same command continues the cache")
-            return _cache_folder(config)
-
-
 class _Session:
     """The objects of one command, made in the order in which mistakes are cheapest to find."""
 
@@ -73,12 +63,6 @@ class _Session:
     def main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def encode(self) -> Path:
-        tables = self._open_tables()
-        family = self._load()
-        self._caches(family, tables)
-        return _cache_folder(self.config)
-
     def train(self) -> Path:
         start = self.folder.find_start(self.accelerator.num_processes)
         if start is not None and self.folder.is_finished(start):
@@ -91,7 +75,7 @@ class _Session:
             if self.config.export.push_to_hub and self.main:
                 push(self.folder.path / "model", self.config.export, start.step)
             return self.folder.path
-        tables = self._open_tables()
+        tables = open_tables(self.config, self.main)
         check_grids(self.config, self._prompts(tables))
         family = self._load()
         inputs = {
@@ -135,7 +119,7 @@ class _Session:
             family.codec.release()
         trainer = Trainer(
             config, self.accelerator, family, OBJECTIVES[config.objective.name](**config.objective.params),
-            caches, _cache_folder(config), manifest["inputs"], self._prompts(tables), self.folder.path, start,
+            caches, cache_folder(config), manifest["inputs"], self._prompts(tables), self.folder.path, start,
             self.launch.strategy, self.stop,
         )  # fmt: skip
         if start is not None and self.main:
@@ -181,25 +165,6 @@ class _Session:
         family.to(self.accelerator.device)
         return family
 
-    def _open_tables(self) -> dict[str, PairTable]:
-        data = self.config.data
-        specs = {"train": data.pairs} | ({"validation": data.validation} if data.validation else {})
-        tables = {
-            name: open_pairs(
-                spec,
-                data.columns,
-                data.captions,  # type: ignore[arg-type]
-                data.max_bad_share,
-                data.max_pairs if name == "train" else 0,
-            )
-            for name, spec in specs.items()
-        }
-        if self.main:
-            for name, table in tables.items():
-                only = f"; the first {len(table)} are used" if table.left_out else ""
-                log.info("%s pairs: %s%s", name, table.stats.summary(), only)
-        return tables
-
     def _caches(self, family: Family, tables: dict[str, PairTable]) -> dict[str, EncodedPairs]:
         accelerator = self.accelerator
         share = Share(
@@ -210,13 +175,13 @@ class _Session:
         )
         caches = {}
         for name, table in tables.items():
-            folder = _cache_folder(self.config) / name
+            folder = cache_folder(self.config) / name
             cache = build_cache(
                 table, family, self.config.data, folder, bool(self.config.data.cache_dir), share
             )
             caches[name] = cache
             if self.main:
-                _report(name, cache)
+                report_cache(name, cache)
         return caches
 
     def _check_stop(self) -> None:
@@ -248,12 +213,33 @@ class _Session:
         }
 
 
+def open_tables(config: TrainConfig, told: bool) -> dict[str, PairTable]:
+    """The pairs to train on, and the held-out ones if there are. told: say what they hold."""
+    data = config.data
+    specs = {"train": data.pairs} | ({"validation": data.validation} if data.validation else {})
+    tables = {
+        name: open_pairs(
+            spec,
+            data.columns,
+            data.captions,  # type: ignore[arg-type]
+            data.max_bad_share,
+            data.max_pairs if name == "train" else 0,
+        )
+        for name, spec in specs.items()
+    }
+    for name, table in tables.items() if told else ():
+        only = f"; the first {len(table)} are used" if table.left_out else ""
+        log.info("%s pairs: %s%s", name, table.stats.summary(), only)
+    return tables
+
+
 def _last_row(metrics: Metrics) -> dict[str, Any]:
     """The last row of training, not of a measurement or of grids."""
     return next((row for row in reversed(metrics.rows()) if "loss" in row), {})
 
 
-def _cache_folder(config: TrainConfig) -> Path:
+def cache_folder(config: TrainConfig) -> Path:
+    """Where `encode` and `train` keep latents and embeddings, a folder for each set of pairs."""
     return Path(config.data.cache_dir or Path(config.output) / "cache").expanduser()
 
 
@@ -275,7 +261,7 @@ def _data_summary(table: PairTable, cache: EncodedPairs) -> dict[str, Any]:
     }
 
 
-def _report(name: str, cache: EncodedPairs) -> None:
+def report_cache(name: str, cache: EncodedPairs) -> None:
     """Say what of the data is not as the user may think it is."""
     latents, text = cache.manifest, cache.text_manifest
     if latents["bad"] or latents["identical"]:

@@ -43,10 +43,7 @@ def make_launch(config: TrainConfig) -> Launch:
     check_trackers(config.log)
     _check_packages(config)
     _check_device(config)
-    torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = config.train.tf32
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+    set_numerics(config)
     kind = strategy()
     for name in (FSDP, DEEPSPEED):
         os.environ.pop(name, None)  # accelerate then only starts the processes: the rest is ours
@@ -69,6 +66,14 @@ def make_launch(config: TrainConfig) -> Launch:
     if kind != "replicated":
         _check_sharded(config, {"fsdp2": "FSDP", "zero2": "DeepSpeed"}[kind])
     return Launch(accelerator, kind)
+
+
+def set_numerics(config: TrainConfig) -> None:
+    """Precision of matrix products and number of threads: what shapes the bits of every result."""
+    torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.train.tf32
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
 
 
 def _check_sharded(config: TrainConfig, name: str) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffpref.config import DataConfig, ModelConfig
-from diffpref.data import cache as cache_module
-from diffpref.data.cache import build_cache
+from diffpref.data import cache_parts as cache_module
+from diffpref.data.cache import build_cache, finish, prepare
+from diffpref.data.encoding import Encoder
 from diffpref.data.images import as_tensor, decode_image, to_pixels
 from diffpref.data.pairs import open_pairs
 from diffpref.errors import UserError
@@ -130,16 +131,22 @@ def test_worker_processes_give_the_same_bytes(tmp_path, family):
     assert contents(tmp_path / "alone") == contents(tmp_path / "several")
 
 
-def test_two_processes_share_the_work(tmp_path, family):
-    from diffpref.data.cache import Share, _Latents, _pairs_key
-
-    write_pairs(tmp_path / "pairs.parquet", rows(10))
+def test_shares_are_disjoint_and_whoever_ends_last_writes_the_manifests(tmp_path, family):
+    build(tmp_path, family, folder="whole")
     data = DataConfig(pairs=str(tmp_path / "pairs.parquet"), resolution=32)
-    table = open_pairs(data.pairs)
-    pairs = _pairs_key(table, tmp_path / "cache", Share())
-    for rank, expected in ((1, ["00001"]), (0, ["00000", "00001", "00002"])):
-        _Latents(table, family, data, tmp_path / "cache/latents", pairs, False, Share(rank, 2)).fill()
-        assert sorted(path.stem for path in (tmp_path / "cache/latents").glob("*.safetensors")) == expected
+    table, folder = open_pairs(data.pairs), tmp_path / "cache"
+    made = []
+    for share in (2, 0, 1):
+        parts = prepare(table, family, data, folder, False)
+        for part in parts:
+            for task in part.missing(share, 3):
+                made.append(task.path)
+                assert sum(Encoder(table, family, data).make(task)) == task.size
+        left = finish(parts, folder)
+        assert (left == 0) == (share == 1)
+        assert len(list(folder.rglob("manifest.json"))) == (2 if left == 0 else 0)
+    assert len(made) == len(set(made)) == 3 + 2
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_a_cache_of_another_model_is_an_error_where_the_user_named_it(tmp_path, family):

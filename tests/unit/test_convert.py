@@ -112,7 +112,7 @@ def test_too_many_bad_rows(tmp_path):
 def test_nothing_usable(tmp_path):
     assert "all are ties" in error(write(tmp_path / "a.parquet", [row(0.5)]), tmp_path / "out")
     (tmp_path / "b.json").write_text("[]")
-    assert "none, its rows are no objects" in error(tmp_path / "b.json", tmp_path / "out2")
+    assert "it is empty" in error(tmp_path / "b.json", tmp_path / "out2")
 
 
 def test_bad_rows_are_named_up_to_a_hundred_and_all_counted(tmp_path):

@@ -234,3 +234,31 @@ def test_folders_with_texts_beside(tmp_path):
     report, kept = run(place, tmp_path / "out")
     assert [r["caption"] for r in kept] == ["A"]
     assert dropped(report) == {"missing_file": 1, "no_caption": 1, "malformed_row": 1}
+
+
+HEADER, PAIR = "caption,image_0,image_1,label_0\n", "p,red.png,blue.png,1\n"
+
+
+def test_a_quote_that_is_never_closed_names_the_lines_it_swallows(tmp_path, images):
+    (images / "a.csv").write_text(HEADER + PAIR + '"p,red.png,blue.png,1\n' + PAIR * 3)
+    report, kept = run(images / "a.csv", tmp_path / "out")
+    assert len(kept) == 1
+    assert report["bad_rows"][0]["row"] == "a.csv row 1 (lines 3 to 6)"
+
+
+def test_blank_lines_before_the_header(tmp_path, images):
+    (images / "a.csv").write_text("\n\n" + HEADER + "\n" + PAIR)
+    assert len(run(images / "a.csv", tmp_path / "out")[1]) == 1
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("a.csv", "a.csv is not UTF-8"), ("a.jsonl", "row 0 (line 1): the line is not UTF-8"),
+])  # fmt: skip
+def test_utf16_is_told(tmp_path, name, text):
+    (tmp_path / name).write_bytes((HEADER + PAIR).encode("utf-16"))
+    assert text in error(tmp_path / name, tmp_path / "out")
+
+
+def test_an_empty_list(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n")
+    assert "it is empty" in error(tmp_path / "a.jsonl", tmp_path / "out")

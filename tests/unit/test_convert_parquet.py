@@ -15,6 +15,7 @@ from diffpref.data.pairs import open_pairs
 from tests.convert_files import (
     GREEN,
     RED_AGAIN,
+    diffpref,
     dropped,
     error,
     run,
@@ -173,3 +174,20 @@ def test_the_hash_is_one_of_pixels_and_size(tmp_path):
         blobs.append(stream.getvalue())
     _, kept = run(write(tmp_path / "a.parquet", [row(jpg_0=blobs[0], jpg_1=blobs[1])]), tmp_path / "out")
     assert kept[0]["image_0_hash"] != kept[0]["image_1_hash"]
+
+
+def test_a_file_that_is_damaged_in_the_middle_is_one_message(tmp_path):
+    """Nothing more on standard error: Arrow's writer of the part under way must not complain at its end."""
+    path = tmp_path / "a.parquet"
+    rows = [row(jpg_0=image_bytes((i, 0, 1)), caption=f"p{i}") for i in range(200)]
+    pq.write_table(
+        pa.Table.from_pylist(rows), path, row_group_size=50, compression="none", use_dictionary=False
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = b"\xff" * 3000  # lengths among them
+    path.write_bytes(data)
+    done = diffpref(path, "--out", tmp_path / "out", "--rows-per-file", 20)
+    assert done.returncode == 2
+    assert "a.parquet cannot be read in the row group that starts at row" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob(".*.tmp"))

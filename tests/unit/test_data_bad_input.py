@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import math
+import random
 import re
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from diffpref.data.check import check
 from diffpref.data.pairs import open_pairs
 from diffpref.data.schema import PickAPicColumns
 from diffpref.errors import UserError
-from tests.pair_files import RED, image_bytes, row, write
+from tests.pair_files import BLUE, RED, image_bytes, row, write
 
 
 def message(*args, **kwargs) -> str:
@@ -192,6 +194,59 @@ def test_a_bad_share_out_of_range(tmp_path, share):
 
 def test_a_caption_mode_that_is_none(tmp_path):
     assert "shared" in message(write(tmp_path / "a.parquet", [row()]), captions="double")
+
+
+def careless(texts: list[bytes]) -> pa.Array:
+    """A text column of any bytes, as writers leave it that do not look."""
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts, pa.binary()).buffers())
+
+
+@pytest.mark.parametrize("captions", ["shared", "dual"])
+def test_captions_that_are_not_utf8_are_bad_rows(tmp_path, captions):
+    column = "caption" if captions == "shared" else "caption_1"
+    columns = {name: [f"{name} {i}" for i in range(3)] for name in ("caption", "caption_0", "caption_1")}
+    columns |= {column: careless([b"good", b"b\xff", b"fine"])}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({**columns, "jpg_0": [RED] * 3, "jpg_1": [BLUE] * 3, "label_0": [1.0] * 3}), path)
+    table = open_pairs(path, captions=captions, max_bad_share=0.5)
+    assert [loser for _, loser in table.iter_captions()] == ["good", "fine"]
+    assert f"{path} row 1: {column} is not UTF-8" in message(path, captions=captions)
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    path = tmp_path / "a.parquet"
+    arrays = [pa.array(values) for values in (["p"], ["q"], [RED], [BLUE], [1.0])]
+    names = ["caption", "caption", "jpg_0", "jpg_1", "label_0"]
+    pq.write_table(pa.Table.from_arrays(arrays, names=names), path)
+    assert f"{path} has the column 'caption' twice" in message(path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("has_label", "yes"), ("label_1", [0])])
+def test_a_column_about_labels_of_the_wrong_type(tmp_path, name, value):
+    assert f"column '{name}' of" in message(write(tmp_path / "a.parquet", [row(**{name: value})]))
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_damage_anywhere_is_a_users_mistake(tmp_path, compression):
+    """Sixty files with twenty bytes changed at random: each opens and loads, or is refused."""
+    whole, path = tmp_path / "whole.parquet", tmp_path / "a.parquet"
+    columns = {"caption": [f"pé{i}" for i in range(60)], "jpg_1": [BLUE] * 60, "label_0": [1.0] * 60}
+    columns |= {"jpg_0": [image_bytes((i, 0, 1)) for i in range(60)]}
+    pq.write_table(pa.table(columns), whole, row_group_size=20, compression=compression, use_dictionary=False)
+    refused = 0
+    for seed in range(60):
+        draw, data = random.Random(seed), bytearray(whole.read_bytes())
+        for _ in range(20):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        path.write_bytes(data)
+        try:
+            table = open_pairs(path, max_bad_share=1.0)
+            for index in range(len(table)):
+                table.try_load(index)
+            assert len(list(table.iter_captions())) == len(table)
+        except UserError:
+            refused += 1
+    assert 10 < refused <= 60
 
 
 def test_check_counts_everything_and_lists_bad_rows(tmp_path):

@@ -73,9 +73,15 @@ def _check_columns(path: Path, names: list[str], columns: dict[str, str], reques
         other = " (nor 'preferred')" if key == "label_0" else ""
         raise UserError(
             f"{path} has no column {columns[key]!r}{other}",
-            why=f"columns present: {', '.join(names) or 'none, its rows are no objects'}",
+            why=f"columns present: {', '.join(names)}" if names else _why_none(path),
             fix=f"name the right column with --columns {key}={near}, or the right --format",
         )
+
+
+def _why_none(path: Path) -> str:
+    """Why a list has no columns: what is wrong with its first row."""
+    first = None if path.suffix.lower() in CSV_SUFFIXES else next(read_entries(path), None)
+    return f"{first.where}: {first.problem}" if first and first.problem else "it is empty"
 
 
 def _candidate(file: str, entry: Entry, columns: dict[str, str], dual: bool, root: Path) -> Candidate:
@@ -119,8 +125,8 @@ def read_csv(path: Path) -> Iterator[Entry]:
     with _open_csv(path) as stream:
         reader = csv.reader(stream, dialect=_dialect(path), strict=True)
         try:
-            header = next(reader)
-        except (StopIteration, csv.Error):
+            header = next((cells for cells in reader if cells), [])
+        except csv.Error:
             return
         row = 0
         while True:
@@ -134,7 +140,10 @@ def read_csv(path: Path) -> Iterator[Entry]:
                 problem = f"{len(cells)} cells instead of {len(header)}"
             if not problem and not _is_utf8(cells):
                 problem = "the row is not UTF-8"
-            where = f"row {row} (line {first_line})"
+            # a quote that is never closed takes many lines along
+            last = reader.line_num if problem else first_line
+            lines = f"line {first_line}" if last <= first_line else f"lines {first_line} to {last}"
+            where = f"row {row} ({lines})"
             yield Entry(row, where, {} if problem else dict(zip(header, cells, strict=True)), problem)
             row += 1
 
@@ -152,9 +161,12 @@ def _next_cells(reader: Iterator[list[str]]) -> tuple[list[str] | None, str]:
 def _header(path: Path) -> list[str]:
     with _open_csv(path) as stream:
         try:
-            names = next(csv.reader(stream, dialect=_dialect(path), strict=True), [])
+            rows = csv.reader(stream, dialect=_dialect(path), strict=True)
+            names = next((cells for cells in rows if cells), [])
         except csv.Error as error:
             raise UserError(f"the header of {path} cannot be read", why=str(error)) from error
+    if not _is_utf8(names) or any("\0" in name for name in names):
+        raise UserError(f"{path} is not UTF-8", why="its header is not", fix="save it as UTF-8")
     repeated = [name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1]
     if repeated:
         raise UserError(f"{path} has the column {repeated[0]!r} twice", fix="rename one in the header")

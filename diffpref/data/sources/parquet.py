@@ -95,8 +95,7 @@ def _read_file(
     labels = [column for column in (HAS_LABEL, OTHER_LABEL) if column in file.schema.names]
     needed = list(dict.fromkeys((*texts, columns.image_0, columns.image_1, columns.label_0, *labels, *extra)))
     row = 0
-    # with a buffer a column is streamed; mapped or read plainly, a whole row group would count as our memory
-    with pq.ParquetFile(file.path, buffer_size=BUFFER, pre_buffer=False) as parquet:
+    with _opened(name, file) as parquet:
         for group, rows in enumerate(file.group_rows):
             if not wanted(first + row, first + row + rows):
                 yield rows
@@ -109,6 +108,15 @@ def _read_file(
                     else:
                         yield 1
                     row += 1
+
+
+def _opened(name: str, file: PairFile) -> pq.ParquetFile:
+    """With a buffer a column is streamed; mapped or read plainly, a whole row group would count as our
+    memory."""
+    try:
+        return pq.ParquetFile(file.path, buffer_size=BUFFER, pre_buffer=False)
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
+        raise UserError(f"{name} cannot be read", first_line(error), "fetch it again") from error
 
 
 def _batches(
