@@ -9,7 +9,17 @@ from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator, Runti
 from diffpref.evaluators.oracle import Oracle
 from diffpref.suites import name_hint
 
-EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {"oracle": lambda _: Oracle()}
+
+def _image_reward(runtime: Runtime) -> Evaluator:
+    from diffpref.evaluators.image_reward import load  # here: transformers takes seconds to import
+
+    return load(runtime)
+
+
+EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {
+    "oracle": lambda _: Oracle(),
+    "image-reward": _image_reward,
+}
 
 __all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "Runtime", "load_evaluators"]
 
