@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator, Runtime
@@ -10,15 +11,21 @@ from diffpref.evaluators.oracle import Oracle
 from diffpref.suites import name_hint
 
 
-def _image_reward(runtime: Runtime) -> Evaluator:
-    from diffpref.evaluators.image_reward import load  # here: transformers takes seconds to import
+def _published(module: str) -> Callable[[Runtime], Evaluator]:
+    """`load` of a module, imported on use: torch and transformers take seconds."""
 
-    return load(runtime)
+    def load(runtime: Runtime) -> Evaluator:
+        import_module("diffpref.evaluators.torchvision_ops").mend_torchvision()
+        evaluator: Evaluator = import_module(f"diffpref.evaluators.{module}").load(runtime)
+        return evaluator
+
+    return load
 
 
 EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {
     "oracle": lambda _: Oracle(),
-    "image-reward": _image_reward,
+    "image-reward": _published("image_reward"),
+    "geneval": _published("geneval.evaluator"),
 }
 
 __all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "Runtime", "load_evaluators"]

@@ -7,11 +7,13 @@ transformers' BLIP, which computes the same function.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +25,32 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from diffpref.errors import UserError
+from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
-from diffpref.evaluators.pixels import (
-    CLIP_MEAN,
-    CLIP_STD,
-    FeatureCache,
-    centre_square,
-    image_key,
-    in_batches,
-    inference,
-    normalised,
+from diffpref.evaluators.checkpoints import (
+    check_keys,
+    download,
+    find_file,
+    one_line,
+    read_state,
+    weights_hash,
 )
-from diffpref.evaluators.weights import check_names, from_hub, locate, read_tensors
-from diffpref.families.loading import one_line
+from diffpref.evaluators.clip import DTYPES, placed
+from diffpref.evaluators.pixels import Pixels
 from diffpref.paths import fingerprint
 
 PUBLISHED = "THUDM/ImageReward"
 TOKENIZER = "google-bert/bert-base-uncased"
 WEIGHTS = ("ImageReward.pt", "ImageReward.safetensors")
 CONFIG = "med_config.json"
-VERSION = "1.0"
+VERSION = "1"
 MAX_TOKENS = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw rewards, as the published package standardises them."""
 HEAD_WIDTH = 64
 """Channels of an attention head in every published BLIP."""
-CACHED_IMAGES = 128  # 0.8 MB each at full size
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CACHED_IMAGES = 128
+"""Whose features are kept: 0.8 MB each in the published size."""
 
 _UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\..*|blip\.text_encoder\.embeddings\.position_ids")
 _VISION_NAMES = (
@@ -62,23 +63,19 @@ _VISION_NAMES = (
     (r"^pos_embed$", "embeddings.position_embedding"),
     (r"^norm\.", "post_layernorm."),
 )
-_logger = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
 
 
 class Network(nn.Module):
-    """Vision tower, text tower with cross-attention, and the linear head."""
+    """Vision tower for images of `side` pixels, text tower with cross-attention, and the linear head."""
 
-    def __init__(self, vision: BlipVisionModel, text: BlipTextModel) -> None:
+    def __init__(self, vision: BlipVisionModel, text: BlipTextModel, side: int) -> None:
         super().__init__()
-        self.vision, self.text = vision, text
-        # The package's layers 1, 3 and 5 are dropout, and nothing bends between the linear ones.
+        self.vision, self.text, self.side = vision, text, side
+        # Layers 1, 3 and 5 are dropout; there is no activation between the linear ones.
         widths = (text.config.hidden_size, 1024, 128, 64, 16, 1)
-        self.mlp = nn.ModuleDict(
-            {
-                str(at): nn.Linear(*pair)
-                for at, pair in zip((0, 2, 4, 6, 7), zip(widths, widths[1:], strict=False), strict=True)
-            }
-        )
+        places = ("0", "2", "4", "6", "7")
+        self.mlp = nn.ModuleDict(dict(zip(places, starmap(nn.Linear, pairwise(widths)), strict=True)))
 
     def features(self, pixels: Tensor) -> Tensor:
         """[B, 3, side, side] to [B, patches + 1, width]."""
@@ -99,83 +96,100 @@ class Network(nn.Module):
 
 
 class ImageReward:
-    """Reward of an image for its prompt. Prompts are cut at 35 tokens, as the published model does."""
+    """Reward of an image for its prompt, of which the network reads 35 tokens."""
 
     name = "image-reward"
-    version = VERSION
     higher_is_better = True
     needs_prompt = True
-    scale = "reward, about -2 to 2; 0 and 1 are mean and deviation of the authors' own set"
+    scale = "reward, about -2 to 2; 0 and 1 are mean and standard deviation over the authors' images"
 
-    def __init__(self, network: Network, tokenizer: Any, runtime: Runtime, weights: str) -> None:
-        self.network = network.to(runtime.device).eval()
-        self.network.vision.to(DTYPES[runtime.dtype])
-        self.network.text.to(DTYPES[runtime.dtype])
-        self.tokenizer, self.runtime = tokenizer, runtime
-        self.side = int(network.vision.config.image_size)
+    def __init__(self, network: Network, tokenizer: Any, runtime: Runtime) -> None:
+        self.device, self.dtype, self.batch = placed(runtime), DTYPES[runtime.dtype], runtime.batch
+        self.version = with_dtype(VERSION, runtime.dtype)
+        self.tokenizer = tokenizer
+        self.pixels = Pixels(network.side, "crop, round")
         self.fingerprint = fingerprint(
             {
-                "image-reward": VERSION,
-                "weights": weights,
+                "evaluator": self.name,
+                "version": self.version,
+                "weights": weights_hash(network),
                 "vocabulary": tokenizer.get_vocab(),
                 "max_tokens": MAX_TOKENS,
-                "dtype": runtime.dtype,
+                "pixels": self.pixels.describe(),
             }
         )
-        self._features = FeatureCache(max(CACHED_IMAGES, runtime.batch))
-        self._told_of_cut = False
+        self.network = network.to(self.device).eval()
+        for tower in (self.network.vision, self.network.text):
+            tower.to(dtype=self.dtype)  # the head stays in fp32, as in the package
+        self._known: OrderedDict[tuple[str, tuple[int, int], bytes], Tensor] = OrderedDict()
 
     def columns(self) -> dict[str, Column]:
-        return {self.name: Column("ImageReward", "reward learnt from human rankings of images of a prompt")}
+        return {
+            self.name: Column("ImageReward", "reward learned from human rankings of images of one prompt"),
+            f"{self.name}.cut": Column(
+                "Tokens cut",
+                f"tokens of the prompt beyond the {MAX_TOKENS} that the network reads, which it never sees",
+                higher_is_better=False,
+                per_image=True,
+            ),
+        }
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Rewards [N]. An image that stands with several prompts passes through the vision tower once."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        size, device = self.runtime.batch, self.runtime.device
-        results = [np.zeros(0, np.float32)]
-        with inference():
-            tokens, attended = self.tokens(prompts)
-            for start in range(0, len(images), size):
-                part = slice(start, start + size)
-                columns = (self._image_features(images[part]), tokens[part].to(device))
-                rewards = in_batches(self.network.rewards, size, *columns, attended[part].to(device))
-                results.append(rewards.float().cpu().numpy())
-        return np.concatenate(results)
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Floats:
+        """Rewards [N]. An image that stands with several prompts passes through the vision tower once.
+
+        Every pass has ``batch`` rows, filled up with copies of the last, so that a reward has the same bits
+        whatever else is scored with it.
+        """
+        ids, attended = self.tokens(prompts)
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        rewards = [np.zeros(0, np.float32)]
+        with torch.inference_mode(), exact:
+            for start in range(0, len(images), self.batch):
+                part = slice(start, start + self.batch)
+                rows = (self._features(images[part]), ids[part], attended[part])
+                rewards.append(self.network.rewards(*map(self._filled, rows))[: len(rows[1])].cpu().numpy())
+        return np.concatenate(rewards)
+
+    def explain(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> tuple[Floats, dict[str, Floats | list[str]]]:
+        lengths = (
+            [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
+        )
+        return self.score(images, prompts), {
+            "cut": np.array([max(0, length - MAX_TOKENS) for length in lengths], np.float32)
+        }
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention [N, MAX_TOKENS]."""
+        """Token ids and attention [N, 35], both int64."""
         if not prompts:
-            return torch.zeros(0, MAX_TOKENS, dtype=torch.long), torch.zeros(0, MAX_TOKENS, dtype=torch.long)
-        options = {"padding": "max_length", "truncation": True, "max_length": MAX_TOKENS}
-        found = self.tokenizer(list(prompts), return_tensors="pt", **options)
-        if not self._told_of_cut:
-            self._tell_of_cut(prompts, found["attention_mask"].sum(1) == MAX_TOKENS)
+            return (none := torch.zeros(0, MAX_TOKENS, dtype=torch.long)), none
+        found = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
         return found["input_ids"], found["attention_mask"]
 
-    def _tell_of_cut(self, prompts: Sequence[str], full: Tensor) -> None:
-        candidates = [prompts[i] for i in full.nonzero()[:, 0].tolist()]
-        for text, ids in zip(candidates, self.tokenizer(candidates).input_ids if candidates else (), strict=True):
-            if len(ids) > MAX_TOKENS:
-                self._told_of_cut = True
-                _logger.warning(
-                    "image-reward reads %d tokens: longer prompts are cut, as by the published model (%r has %d)",
-                    MAX_TOKENS, text if len(text) <= 60 else text[:57] + "...", len(ids),
-                )  # fmt: skip
-                return
-
-    def _image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """[N, patches + 1, width] for at most a batch of images."""
-        keys = [image_key(image) for image in images]
-        found = {key: self._features.get(key) for key in keys}
-        new = {key: image for key, image in zip(keys, images, strict=True) if found[key] is None}
+    def _features(self, images: Sequence[Image.Image]) -> Tensor:
+        """[N, patches + 1, width] of at most a batch of RGB images, from memory where they are known."""
+        keys = [(image.mode, image.size, hashlib.sha256(image.tobytes()).digest()) for image in images]
+        found = {key: self._known[key] for key in keys if key in self._known}
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         if new:
-            pixels = normalised([centre_square(i, self.side) for i in new.values()], CLIP_MEAN, CLIP_STD)
-            pixels = pixels.to(self.runtime.device, DTYPES[self.runtime.dtype])
-            for key, value in zip(new, in_batches(self.network.features, self.runtime.batch, pixels), strict=True):
-                found[key] = value
-                self._features.put(key, value.clone())  # else one image would keep its whole batch alive
-        return torch.stack([value for key in keys if (value := found[key]) is not None])
+            pixels = self._filled(torch.stack([self.pixels(image) for image in new.values()]))
+            features = self.network.features(pixels.to(self.dtype))
+            found |= {
+                key: features[row].clone() for row, key in enumerate(new)
+            }  # a view would keep the batch
+        for key, value in found.items():
+            self._known[key] = value
+            self._known.move_to_end(key)
+        while len(self._known) > CACHED_IMAGES:
+            self._known.popitem(last=False)
+        return torch.stack([found[key] for key in keys])
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        lacking = self.batch - len(rows)
+        return torch.cat([rows, rows[-1:].expand(lacking, *rows.shape[1:])]).to(self.device)
 
 
 def load(runtime: Runtime) -> ImageReward:
@@ -187,11 +201,9 @@ def load(runtime: Runtime) -> ImageReward:
     Raises:
         UserError: weights, settings or vocabulary are missing, damaged or of something else.
     """
-    spec = runtime.weights or PUBLISHED
-    path = locate(spec, WEIGHTS, "ImageReward")
-    tensors, digest = read_tensors(path)
-    network = build(tensors, _settings(path.with_name(CONFIG)), path)
-    return ImageReward(network, _tokenizer(path.parent, network.text.config.vocab_size), runtime, digest)
+    path = find_file(runtime.weights, WEIGHTS, PUBLISHED, "weights of image-reward")
+    network = build(read_state(path), _settings(path.with_name(CONFIG)), str(path))
+    return ImageReward(network, _tokenizer(path.parent, network.text.config.vocab_size), runtime)
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -212,21 +224,35 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def build(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: Path | str) -> Network:
+def build(state: Mapping[str, Tensor], settings: Mapping[str, Any], source: str) -> Network:
     """The network that published weights belong to, float32; its sizes follow from theirs.
 
     Raises:
         UserError: names or shapes do not fit; it lists them.
     """
-    given = rename(tensors)
+    given = rename(state)
     try:
         vision, text = _vision_config(given), _text_config(given, settings)
-    except KeyError as error:
-        check = f"missing: {error.args[0]}; it has {', '.join(list(tensors)[:3])} and others"
-        raise UserError(f"{source} is not a checkpoint of ImageReward", why=check) from error
-    with torch.device("meta"):
-        network = Network(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False))
-    check_names(given, network.state_dict(), source, "ImageReward")
+    except (KeyError, ValueError) as error:  # no such weight, or one with other dimensions
+        raise UserError(
+            f"{source} does not hold the weights of ImageReward",
+            why=f"{one_line(error)} is missing or unlike; it holds {', '.join(list(state)[:3])} ...",
+        ) from error
+    with torch.device("meta"):  # no time for random weights
+        towers = BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
+        network = Network(*towers, side=vision.image_size)
+    wanted = network.state_dict()
+    check_keys(
+        source,
+        "the weights of ImageReward",
+        missing=[name for name in wanted if name not in given],
+        unexpected=[name for name in given if name not in wanted],
+        shapes=[
+            f"{name}: {list(given[name].shape)}, expected {list(value.shape)}"
+            for name, value in wanted.items()
+            if name in given and given[name].shape != value.shape
+        ],
+    )
     network.load_state_dict({name: value.float() for name, value in given.items()}, assign=True)
     positions = torch.arange(text.max_position_embeddings).expand((1, -1))
     network.text.embeddings.register_buffer("position_ids", positions, persistent=False)
@@ -281,17 +307,17 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, wanted: int) -> Any:
-    beside = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    place = str(folder) if beside else str(from_hub(TOKENIZER, "vocab.txt", "ImageReward's tokenizer").parent)
+    if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        folder = download(TOKENIZER, ["vocab.txt"], "vocabulary of image-reward").parent
     try:
-        tokenizer = BertTokenizer.from_pretrained(place, do_lower_case=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"no tokenizer can be read from {place}", why=one_line(error)) from error
+        tokenizer = BertTokenizer.from_pretrained(folder, do_lower_case=True)
+    except Exception as error:  # the tokenizers library has types of its own
+        raise UserError(f"no tokenizer can be read from {folder}", why=one_line(error)) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != wanted:
         raise UserError(
-            f"the vocabulary in {place} does not fit ImageReward's weights",
+            f"the vocabulary in {folder} does not fit ImageReward's weights",
             why=f"it has {len(tokenizer)} tokens with [DEC] and [ENC], the weights know {wanted}",
             fix="put vocab.txt of bert-base-uncased beside the weights",
         )

@@ -67,28 +67,26 @@ SIZES = {
     "one pixel": (1, 1),
 }
 """(width, height)"""
-MODES = ("RGBA", "L", "LA", "P", "1")
+MODES = ("RGBA", "L", "P", "CMYK")
 
 
 def cases() -> dict[str, tuple[Image.Image, str]]:
-    """Every size with the plain prompt, every mode, and every prompt with one image."""
+    """Every size with the plain prompt, every mode as a file is opened (in RGB), every prompt with one image."""
     found = {f"size: {name}": (picture(size), PROMPTS["plain"]) for name, size in SIZES.items()}
-    found |= {f"mode: {mode}": (picture((300, 231), mode), PROMPTS["plain"]) for mode in MODES}
+    found |= {f"mode: {mode}": (picture((300, 231), mode).convert("RGB"), PROMPTS["plain"]) for mode in MODES}
     found |= {f"prompt: {name}": (picture((320, 240)), prompt) for name, prompt in PROMPTS.items()}
     return found
 
 
 def picture(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
-    """Waves and edges, different in every channel; the alpha channel of RGBA and LA varies as well."""
+    """Waves and edges, different in every channel; the alpha channel of RGBA varies as well."""
     x, y = np.meshgrid(np.arange(size[0], dtype=np.int64), np.arange(size[1], dtype=np.int64))
     waves = [(x * (3 + c) + y * (7 - 2 * c) + (x * y) // (31 + 6 * c)) % 256 for c in range(3)]
     blocks = ((x // 17 + y // 23) % 3 == 0) * 90
     rgb = np.stack([(wave + blocks * (c - 1)).clip(0, 255) for c, wave in enumerate(waves)], -1)
     image = Image.fromarray(rgb.astype(np.uint8))
-    alpha = Image.fromarray(((x * 5 + y * 2) % 256).astype(np.uint8))
-    if mode in ("RGBA", "LA"):
-        image = image.convert(mode.removesuffix("A") if mode == "LA" else "RGB").convert(mode)
-        image.putalpha(alpha)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(((x * 5 + y * 2) % 256).astype(np.uint8)))
     elif mode == "P":
         image = image.quantize(64)
     elif mode != "RGB":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffpref.errors import UserError
-from diffpref.evaluators import DetailedEvaluator, Evaluator, Runtime, load_evaluators
-from diffpref.evaluators.image_reward import ImageReward, build, load
-from diffpref.evaluators.pixels import FeatureCache, centre_square
-from diffpref.evaluators.weights import cache_folder
+from diffpref.evaluators import DetailedEvaluator, Runtime, load_evaluators
+from diffpref.evaluators.checkpoints import cache_folder
+from diffpref.evaluators.image_reward import CACHED_IMAGES, ImageReward, build, load
 from tests.parity import image_reward_cases as small
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("image_reward.json").read_text())
@@ -55,13 +53,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("DIFFPREF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="module")
 def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageReward:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("DIFFPREF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         return load(Runtime(weights=str(folder), batch=4))
 
 
@@ -75,10 +73,11 @@ def test_scores_equal_the_published_package(evaluator: ImageReward) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("prompt")])
-def test_pixels_equal_torchvisions(name: str) -> None:
-    pixels = centre_square(CASES[name][0], 224)
-    assert pixels.shape == (224, 224, 3)
-    assert hashlib.sha256(pixels.tobytes()).hexdigest() == GOLDEN["cases"][name]["pixels"]
+def test_pixels_equal_torchvisions(evaluator: ImageReward, name: str) -> None:
+    rule = evaluator.pixels
+    mean, std = (torch.tensor(values)[:, None, None] for values in (rule.mean, rule.std))
+    bytes_ = ((rule(CASES[name][0]) * std + mean) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    assert hashlib.sha256(bytes_.numpy().tobytes()).hexdigest() == GOLDEN["cases"][name]["pixels"]
 
 
 def test_tokens_equal_the_old_tokenizers(evaluator: ImageReward) -> None:
@@ -90,11 +89,13 @@ def test_tokens_equal_the_old_tokenizers(evaluator: ImageReward) -> None:
 def test_the_published_checkpoint_fits_by_name_and_shape() -> None:
     published = {name: torch.empty(shape, device="meta") for name, shape in shapes("full_size").items()}
     network = build(published, {"num_attention_heads": 12}, "ImageReward.pt")
-    assert sum(p.numel() for p in network.vision.parameters()) == 303_301_632  # ViT-L/16 at 224 without a head
+    assert (
+        sum(p.numel() for p in network.vision.parameters()) == 303_301_632
+    )  # ViT-L/16 at 224 without a head
     assert network.vision.config.num_attention_heads == 16
     assert (network.text.config.num_hidden_layers, network.text.config.vocab_size) == (12, 30_524)
     del published["blip.text_encoder.encoder.layer.7.crossattention.self.key.bias"]
-    with pytest.raises(UserError, match=r"missing: text\.encoder\.layer\.7\.crossattention\.self\.key\.bias"):
+    with pytest.raises(UserError, match=r"missing text\.encoder\.layer\.7\.crossattention\.self\.key\.bias"):
         build(published, {}, "ImageReward.pt")
 
 
@@ -104,7 +105,9 @@ def test_a_score_does_not_depend_on_order_or_batch_mates(
     evaluator: ImageReward, order: list[int], count: int
 ) -> None:
     cases = list(CASES.values())
-    alone = np.array([SCORES_ALONE.setdefault(i, float(evaluator.score(*map(list, zip(cases[i])))[0])) for i in order])
+    alone = np.array(
+        [SCORES_ALONE.setdefault(i, float(evaluator.score(*map(list, zip(cases[i])))[0])) for i in order]
+    )
     images, prompts = zip(*(cases[i] for i in order[:count]), strict=True)
     assert np.array_equal(evaluator.score(images, prompts), alone[:count].astype(np.float32))
 
@@ -131,33 +134,27 @@ def test_several_prompts_for_one_image_cost_one_vision_pass(folder: Path) -> Non
     assert again[1] == first[0]
 
 
-def test_kept_features_are_bounded_and_the_oldest_go_first() -> None:
-    cache = FeatureCache(2)
-    for key in "abac":
-        cache.put(key, torch.zeros(1))
-    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
+def test_kept_features_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffpref.evaluators.image_reward.CACHED_IMAGES", 2)
+    evaluator = load(Runtime(weights=str(folder), batch=1))
+    passes = []
+    evaluator.network.vision.register_forward_hook(lambda *_: passes.append(1))
+    first, second, third = (small.picture((60 + n, 60)) for n in range(3))
+    for image, total in ((first, 1), (second, 2), (first, 2), (third, 3), (first, 3), (second, 4)):
+        evaluator.score([image], ["a cat"])
+        assert len(passes) == total
+    assert CACHED_IMAGES >= 32
 
 
 def test_no_images_give_no_scores(evaluator: ImageReward) -> None:
     assert evaluator.score([], []).shape == (0,)
 
 
-def test_a_thin_strip_does_not_become_gigabytes() -> None:
-    tall = Image.new("RGB", (2, 60_000), "red")
-    tall.paste("blue", (0, 29_000, 2, 31_000))
-    assert np.array_equal(centre_square(tall, 224), np.broadcast_to(np.uint8([0, 0, 255]), (224, 224, 3)))
-
-
-def test_a_prompt_that_is_cut_is_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    evaluator = load(Runtime(weights=str(folder), batch=4))
-    image = small.picture((64, 64))
-    with caplog.at_level(logging.WARNING):
-        evaluator.score([image] * 2, [small.PROMPTS["plain"], " ".join(["cat"] * 33)])  # 35 with [CLS], [SEP]
-        assert not caplog.records
-        for _ in range(2):
-            evaluator.score([image], [small.PROMPTS["long"]])
-    assert len(caplog.records) == 1
-    assert "35 tokens" in caplog.text
+def test_tokens_beyond_the_limit_are_counted(evaluator: ImageReward) -> None:
+    prompts = [" ".join(["cat"] * count) for count in (0, 33, 34, 50)]  # [CLS] and [SEP] come to them
+    scores, details = evaluator.explain([small.picture((64, 64))] * 4, prompts)
+    assert np.asarray(details["cut"]).tolist() == [0, 0, 1, 17]
+    assert scores[1] == scores[2] == scores[3] != scores[0]
 
 
 def test_it_is_listed_and_says_what_it_is(folder: Path) -> None:
@@ -165,10 +162,10 @@ def test_it_is_listed_and_says_what_it_is(folder: Path) -> None:
         load_evaluators(["image-reward"], {"image-reward": Runtime(weights=str(folder), dtype=dtype)})[0]
         for dtype in ("fp32", "bf16")
     )
-    assert isinstance(full, Evaluator)
-    assert not isinstance(full, DetailedEvaluator)
-    assert list(full.columns()) == ["image-reward"]
-    assert full.fingerprint != half.fingerprint  # a lower precision is another evaluator
+    assert isinstance(full, DetailedEvaluator)
+    assert list(full.columns()) == ["image-reward", "image-reward.cut"]
+    assert (full.version, half.version) == ("1", "1, bf16")
+    assert full.fingerprint != half.fingerprint
     image = small.picture((64, 64))
     difference = abs(full.score([image], ["a cat"]) - half.score([image], ["a cat"]))
     assert 0 < difference < 0.1
@@ -179,7 +176,7 @@ def test_the_pickle_is_read_once_and_never_changed(tmp_path: Path) -> None:
     pickled = folder / "ImageReward.pt"
     before = pickled.read_bytes()
     first = load(Runtime(weights=str(pickled)))  # the file itself: what stands beside it is found
-    copy = cache_folder() / f"{hashlib.sha256(before).hexdigest()}.safetensors"
+    copy = cache_folder() / "weights" / f"{hashlib.sha256(before).hexdigest()}.safetensors"
     assert copy.is_file()
     assert pickled.read_bytes() == before
     copied = tmp_path / "other"
@@ -204,7 +201,7 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             torch.save({"mlp.layers.0.weight": Evil()}, path)
         else:
             path.write_bytes(data)
-        with pytest.raises(UserError, match="refused"):
+        with pytest.raises(UserError, match="never run"):
             load(Runtime(weights=str(path)))
     assert not (tmp_path / "ran").exists()
 
@@ -224,12 +221,12 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     assert "patch_embedding" in (found := message())
     assert "visual.proj" in found
     torch.save(state | {"mlp.layers.2.bias": torch.zeros(7), "extra": torch.zeros(1)}, path)
-    assert "unknown: extra" in (found := message())
-    assert "mlp.2.bias is [7], not [128]" in found
+    assert "unexpected extra" in (found := message())
+    assert "mlp.2.bias: [7], expected [128]" in found
     path.write_bytes(whole[: len(whole) // 2])
     assert str(path) in message()
     torch.save([1, 2], path)
-    assert "table of tensors" in message()
+    assert "holds no weights" in message()
     path.write_bytes(whole)
     (folder / "vocab.txt").write_text("\n".join(small.VOCABULARY[:-3]) + "\n", encoding="utf-8")
     assert f"the weights know {small.TEXT['vocab_size']}" in message()

@@ -8,7 +8,7 @@ It needs an environment of its own, since that package wants an old transformers
     /tmp/image-reward/bin/pip install --no-deps torchvision==0.28.0
     PYTHONPATH=. /tmp/image-reward/bin/python tests/parity/golden/make_image_reward.py
 
-The model is the package's own classes in a small size, with weights from a formula
+Images go to the package in RGB, as diffpref's evaluators get them. The model is the package's own classes in a small size, with weights from a formula
 (tests/parity/image_reward_cases.py): no file but the JSON passes to the test.
 """
 
@@ -65,9 +65,7 @@ def small_model(published: Any, blip: Any, tokenizer: Any, config: dict[str, Any
     blip.create_vit, blip.init_tokenizer = small_vit, lambda: tokenizer
     model = published.ImageReward(write_config(config))
     model.mlp = published.MLP(config["hidden_size"])
-    made = given.weights(
-        {k: tuple(v.shape) for k, v in model.state_dict().items() if v.is_floating_point()}
-    )
+    made = given.weights({k: tuple(v.shape) for k, v in model.state_dict().items() if v.is_floating_point()})
     model.load_state_dict({k: torch.from_numpy(v) for k, v in made.items()}, strict=False)
     return model.eval()
 
