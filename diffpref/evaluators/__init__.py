@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator, Runtime
@@ -11,21 +12,29 @@ from diffpref.evaluators.oracle import Oracle
 from diffpref.suites import name_hint
 
 
-def _published(module: str) -> Callable[[Runtime], Evaluator]:
-    """`load` of a module, imported on use: torch and transformers take seconds."""
+def _late(module: str, **parameters: Any) -> Callable[[Runtime], Evaluator]:
+    """``load`` of a module that is imported on use: torch and transformers take seconds."""
 
     def load(runtime: Runtime) -> Evaluator:
-        import_module("diffpref.evaluators.torchvision_ops").mend_torchvision()
-        evaluator: Evaluator = import_module(f"diffpref.evaluators.{module}").load(runtime)
-        return evaluator
+        found: Evaluator = import_module(f"diffpref.evaluators.{module}").load(runtime, **parameters)
+        return found
 
     return load
 
 
 EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {
     "oracle": lambda _: Oracle(),
-    "image-reward": _published("image_reward"),
-    "geneval": _published("geneval.evaluator"),
+    "pickscore": _late("pickscore"),
+    "hps-v2": _late("hps", version="v2", antialias=True),
+    "hps-v2-aliased": _late("hps", version="v2", antialias=False),
+    "hps-v2.1": _late("hps", version="v2.1", antialias=True),
+    "hps-v2.1-aliased": _late("hps", version="v2.1", antialias=False),
+    "clipscore": _late("clip_score", preset="cosine"),
+    "clipscore-jmhessel": _late("clip_score", preset="jmhessel"),
+    "clipscore-torchmetrics": _late("clip_score", preset="torchmetrics"),
+    "aesthetic": _late("aesthetic"),
+    "image-reward": _late("image_reward"),
+    "geneval": _late("geneval.evaluator"),
 }
 
 __all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "Runtime", "load_evaluators"]

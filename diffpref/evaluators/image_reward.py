@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from diffpref.errors import UserError
 from diffpref.evaluators.agreement import with_dtype
@@ -37,6 +36,7 @@ from diffpref.evaluators.checkpoints import (
 )
 from diffpref.evaluators.clip import DTYPES, placed
 from diffpref.evaluators.pixels import Pixels
+from diffpref.evaluators.torchvision_ops import mend_torchvision
 from diffpref.paths import fingerprint
 
 PUBLISHED = "THUDM/ImageReward"
@@ -69,7 +69,7 @@ Floats = NDArray[np.float32]
 class Network(nn.Module):
     """Vision tower for images of `side` pixels, text tower with cross-attention, and the linear head."""
 
-    def __init__(self, vision: BlipVisionModel, text: BlipTextModel, side: int) -> None:
+    def __init__(self, vision: Any, text: Any, side: int) -> None:
         super().__init__()
         self.vision, self.text, self.side = vision, text, side
         # Layers 1, 3 and 5 are dropout; there is no activation between the linear ones.
@@ -153,12 +153,9 @@ class ImageReward:
     def explain(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> tuple[Floats, dict[str, Floats | list[str]]]:
-        lengths = (
-            [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
-        )
-        return self.score(images, prompts), {
-            "cut": np.array([max(0, length - MAX_TOKENS) for length in lengths], np.float32)
-        }
+        lengths = [len(self.tokenizer(prompt, verbose=False).input_ids) for prompt in prompts]
+        cut = np.array([max(0, length - MAX_TOKENS) for length in lengths], np.float32)
+        return self.score(images, prompts), {"cut": cut}
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention [N, 35], both int64."""
@@ -230,9 +227,14 @@ def build(state: Mapping[str, Tensor], settings: Mapping[str, Any], source: str)
     Raises:
         UserError: names or shapes do not fit; it lists them.
     """
+    mend_torchvision()
+    from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
     given = rename(state)
     try:
-        vision, text = _vision_config(given), _text_config(given, settings)
+        sizes = _vision_sizes(given)
+        vision = BlipVisionConfig(**sizes)
+        text = BlipTextConfig(**_text_sizes(given, settings))
     except (KeyError, ValueError) as error:  # no such weight, or one with other dimensions
         raise UserError(
             f"{source} does not hold the weights of ImageReward",
@@ -240,7 +242,7 @@ def build(state: Mapping[str, Tensor], settings: Mapping[str, Any], source: str)
         ) from error
     with torch.device("meta"):  # no time for random weights
         towers = BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
-        network = Network(*towers, side=vision.image_size)
+        network = Network(*towers, side=sizes["image_size"])
     wanted = network.state_dict()
     check_keys(
         source,
@@ -259,35 +261,35 @@ def build(state: Mapping[str, Tensor], settings: Mapping[str, Any], source: str)
     return network.requires_grad_(False)
 
 
-def _vision_config(given: Mapping[str, Tensor]) -> BlipVisionConfig:
+def _vision_sizes(given: Mapping[str, Tensor]) -> dict[str, Any]:
     width, _, patch, _ = given["vision.embeddings.patch_embedding.weight"].shape
     patches = given["vision.embeddings.position_embedding"].shape[1] - 1
-    return BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=len(given["vision.encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=_layers(given, "vision.encoder.layers"),
-        num_attention_heads=max(1, width // HEAD_WIDTH),
-        image_size=math.isqrt(patches) * patch,
-        patch_size=patch,
-        layer_norm_eps=1e-6,
-    )
+    return {
+        "hidden_size": width,
+        "intermediate_size": len(given["vision.encoder.layers.0.mlp.fc1.weight"]),
+        "num_hidden_layers": _layers(given, "vision.encoder.layers"),
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "image_size": math.isqrt(patches) * patch,
+        "patch_size": patch,
+        "layer_norm_eps": 1e-6,
+    }
 
 
-def _text_config(given: Mapping[str, Tensor], settings: Mapping[str, Any]) -> BlipTextConfig:
+def _text_sizes(given: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     vocabulary, width = given["text.embeddings.word_embeddings.weight"].shape
-    return BlipTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        encoder_hidden_size=given["text.encoder.layer.0.crossattention.self.key.weight"].shape[1],
-        intermediate_size=len(given["text.encoder.layer.0.intermediate.dense.weight"]),
-        num_hidden_layers=_layers(given, "text.encoder.layer"),
-        num_attention_heads=settings.get("num_attention_heads", max(1, width // HEAD_WIDTH)),
-        max_position_embeddings=len(given["text.embeddings.position_embeddings.weight"]),
-        hidden_act=settings.get("hidden_act", "gelu"),
-        layer_norm_eps=settings.get("layer_norm_eps", 1e-12),
-        bos_token_id=vocabulary - 2,  # [DEC]
-        is_decoder=True,  # has cross-attention; called with is_decoder=False, so attention looks both ways
-    )
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "encoder_hidden_size": given["text.encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        "intermediate_size": len(given["text.encoder.layer.0.intermediate.dense.weight"]),
+        "num_hidden_layers": _layers(given, "text.encoder.layer"),
+        "num_attention_heads": settings.get("num_attention_heads", max(1, width // HEAD_WIDTH)),
+        "max_position_embeddings": len(given["text.embeddings.position_embeddings.weight"]),
+        "hidden_act": settings.get("hidden_act", "gelu"),
+        "layer_norm_eps": settings.get("layer_norm_eps", 1e-12),
+        "bos_token_id": vocabulary - 2,  # [DEC]
+        "is_decoder": True,  # it has cross-attention; calls say False: attention looks both ways
+    }
 
 
 def _layers(given: Mapping[str, Tensor], prefix: str) -> int:
@@ -309,6 +311,9 @@ def _settings(path: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path, wanted: int) -> Any:
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         folder = download(TOKENIZER, ["vocab.txt"], "vocabulary of image-reward").parent
+    mend_torchvision()
+    from transformers import BertTokenizer
+
     try:
         tokenizer = BertTokenizer.from_pretrained(folder, do_lower_case=True)
     except Exception as error:  # the tokenizers library has types of its own

@@ -17,8 +17,9 @@ VISION: dict[str, Any] = {"embed_dim": 128, "depth": 2, "num_heads": 2, "patch_s
 """A small vision tower; 64 channels a head, as in every published one."""
 
 _WORDS = (
-    "a", "an", "the", "of", "and", "photo", "painting", "cat", "dog", "red", "blue", "green", "circle", "square",
-    "sun", "set", "over", "mountain", "with", "in", "style", "high", "detail", "amp", "##ing", "##ed",
+    "a", "an", "the", "of", "and", "photo", "painting", "cat", "dog", "red", "blue", "green", "circle",
+    "square", "sun", "set", "over", "mountain", "with", "in", "style", "high", "detail", "amp", "##ing",
+    "##ed",
 )  # fmt: skip
 _SIGNS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,:;!?&'\"()-_#/")
 VOCABULARY = (
@@ -71,7 +72,7 @@ MODES = ("RGBA", "L", "P", "CMYK")
 
 
 def cases() -> dict[str, tuple[Image.Image, str]]:
-    """Every size with the plain prompt, every mode as a file is opened (in RGB), every prompt with one image."""
+    """Every size and mode (of the file, opened in RGB) with the plain prompt, every prompt with one image."""
     found = {f"size: {name}": (picture(size), PROMPTS["plain"]) for name, size in SIZES.items()}
     found |= {f"mode: {mode}": (picture((300, 231), mode).convert("RGB"), PROMPTS["plain"]) for mode in MODES}
     found |= {f"prompt: {name}": (picture((320, 240)), prompt) for name, prompt in PROMPTS.items()}
@@ -95,7 +96,7 @@ def picture(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """float32 weights by name: uniform, of the size that keeps activations alive in a network of any depth."""
+    """float32 weights by name: uniform, of a size that keeps activations alive in any depth."""
     return {name: _weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
@@ -104,7 +105,7 @@ def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.fl
     norm = "norm" in name.lower()
     if len(shape) == 1:
         return (0.1 * noise + (1.0 if norm and name.endswith("weight") else 0.0)).astype(np.float32)
-    embedding = "embed" in name and "proj" not in name or "token" in name
+    embedding = ("embed" in name and "proj" not in name) or "token" in name
     fan_in = 1 if embedding else int(np.prod(shape[1:]))
     return (noise * np.sqrt(3 / fan_in)).astype(np.float32)
 

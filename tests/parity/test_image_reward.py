@@ -1,4 +1,4 @@
-"""ImageReward against golden scores, pixels and tokens of the published package (golden/make_image_reward.py)."""
+"""ImageReward against golden numbers of the published package, made by golden/make_image_reward.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from diffpref.errors import UserError
 from diffpref.evaluators import DetailedEvaluator, Runtime, load_evaluators

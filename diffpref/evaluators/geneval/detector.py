@@ -24,9 +24,12 @@ MAX_DETECTIONS = 100
 
 
 class Detector:
-    """COCO's 80 kinds of things in one image at a time, so that no image is padded to another's size."""
+    """COCO's 80 kinds of things in one image at a time, so that no image is padded to another's size.
 
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    Always in fp32: transformers' Mask2Former gives NaN in bf16.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
         """Raises UserError when the model's labels are not COCO's 80 things."""
         self.names = {int(index): from_detector(label) for index, label in model.config.id2label.items()}
         lacking = [name for name in NAMES if name not in self.names.values()]
@@ -37,19 +40,25 @@ class Detector:
                 fix=f"use an instance segmentation checkpoint of COCO, such as {PUBLISHED}",
             )
         self.weights = weights_hash(model)
-        self.model: Any = model.to(device, dtype).eval()
-        self.device, self.dtype = device, dtype
+        self.model: Any = model.to(device).eval()
+        self.device = device
 
     def detect(self, image: Image.Image) -> list[Detection]:
-        """Detections above the lowest threshold in use, as the model orders them."""
+        """Detections above the lowest threshold in use, as the model orders them.
+
+        Raises UserError when the weights give no finite output, which would look like an empty image.
+        """
         pixels, size = prepare(image)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), exact:
-            outputs = self.model(pixel_values=pixels.to(self.device, self.dtype))
-            return self.detections(
-                outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(),
-                (pixels.shape[2], pixels.shape[3]), size, (image.height, image.width),
-            )  # fmt: skip
+            outputs = self.model(pixel_values=pixels.to(self.device))
+            classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
+            if not (classes.isfinite().all() and masks.isfinite().all()):
+                raise UserError(
+                    "the detector of geneval gives no finite output", why="its weights are damaged"
+                )
+            padded = (pixels.shape[2], pixels.shape[3])
+            return self.detections(classes, masks, padded, size, (image.height, image.width))
 
     def detections(
         self,

@@ -16,11 +16,11 @@ from diffpref.errors import UserError
 from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import check_keys, one_line
-from diffpref.evaluators.clip import DTYPES, placed
+from diffpref.evaluators.clip import placed
 from diffpref.evaluators.geneval import colours, detector, rules
 from diffpref.evaluators.geneval.grammar import parse_prompt
 from diffpref.evaluators.loading import load_clip
-from diffpref.evaluators.pixels import Pixels
+from diffpref.evaluators.torchvision_ops import mend_torchvision
 from diffpref.paths import fingerprint, resolve_or_hub_id
 
 VERSION = "geneval-like 1"
@@ -110,26 +110,22 @@ def load(runtime: Runtime) -> GenEval:
     """The evaluator with the published detector and CLIP, or those that ``runtime.weights`` names.
 
     weights: "DETECTOR" or "DETECTOR,CLIP", each a folder or a hub id in transformers' format; CLIP may be
-    whatever ``load_clip`` takes. ``runtime.batch`` is of the crops that CLIP sees; the detector takes images
-    one by one.
+    whatever ``load_clip`` takes. ``runtime.batch`` and ``runtime.dtype`` are of CLIP, which sees crops; the
+    detector takes images one by one, in fp32.
 
     Raises:
         UserError: weights are missing or of another architecture.
     """
     first, _, second = runtime.weights.partition(",")
-    device = placed(runtime)
-    finder = detector.Detector(
-        _mask2former(first.strip() or detector.PUBLISHED), device, DTYPES[runtime.dtype]
-    )
+    finder = detector.Detector(_mask2former(first.strip() or detector.PUBLISHED), placed(runtime))
     clip = load_clip(second.strip() or CLIP, runtime)
-    side = Pixels(
-        clip.pixels.size, "crop, round", clip.pixels.mean, clip.pixels.std
-    )  # as open_clip prepares it
-    return GenEval(finder, colours.ColourNamer(replace(clip, pixels=side)), runtime)
+    clip = replace(clip, pixels=replace(clip.pixels, fit="crop, round"))  # as open_clip crops
+    return GenEval(finder, colours.ColourNamer(clip), runtime)
 
 
 def _mask2former(spec: str) -> Any:
     """The detector in float32."""
+    mend_torchvision()
     from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
     place = resolve_or_hub_id(spec, "detector of geneval")

@@ -8,8 +8,9 @@ It needs an environment of its own, since that package wants an old transformers
     /tmp/image-reward/bin/pip install --no-deps torchvision==0.28.0
     PYTHONPATH=. /tmp/image-reward/bin/python tests/parity/golden/make_image_reward.py
 
-Images go to the package in RGB, as diffpref's evaluators get them. The model is the package's own classes in a small size, with weights from a formula
-(tests/parity/image_reward_cases.py): no file but the JSON passes to the test.
+Images go to the package in RGB, as diffpref's evaluators get them. The model is made of the package's own
+classes in a small size, with weights from a formula (tests/parity/image_reward_cases.py): only the JSON
+passes to the test.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FULL_SIZE_TEXT = given.TEXT | {
 
 
 def let_torchvision_load() -> torch.library.Library | None:
-    """torchvision's wheel is built for CUDA: beside a CPU build of torch it misses two operators at import."""
+    """torchvision's wheel is built for CUDA: beside a CPU build of torch two operators are missing."""
     if torch.version.cuda is not None:
         return None
     operators = torch.library.Library("torchvision", "FRAGMENT")
