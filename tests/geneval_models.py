@@ -1,4 +1,4 @@
-"""A Mask2Former and a CLIP of the real classes, small and random, as folders that geneval's weights can name."""
+"""A Mask2Former and a CLIP of the real classes, small and random, as folders for geneval's weights."""
 
 from __future__ import annotations
 

@@ -52,6 +52,10 @@ HEAD_WIDTH = 64
 CACHED_IMAGES = 128
 """Whose features are kept: 0.8 MB each in the published size."""
 
+CPU_PAIRS = 4
+"""Pairs in a pass on the CPU, and images one by one: more together are no faster there, and a short pass is
+filled up at full cost."""
+
 _UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\..*|blip\.text_encoder\.embeddings\.position_ids")
 _VISION_NAMES = (
     (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
@@ -104,7 +108,10 @@ class ImageReward:
     scale = "reward, about -2 to 2; 0 and 1 are mean and standard deviation over the authors' images"
 
     def __init__(self, network: Network, tokenizer: Any, runtime: Runtime) -> None:
-        self.device, self.dtype, self.batch = placed(runtime), DTYPES[runtime.dtype], runtime.batch
+        self.device, self.dtype = placed(runtime), DTYPES[runtime.dtype]
+        on_cpu = self.device.type == "cpu"
+        self.image_rows = 1 if on_cpu else runtime.batch
+        self.pair_rows = min(CPU_PAIRS, runtime.batch) if on_cpu else runtime.batch
         self.version = with_dtype(VERSION, runtime.dtype)
         self.tokenizer = tokenizer
         self.pixels = Pixels(network.side, "crop, round")
@@ -137,17 +144,20 @@ class ImageReward:
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Floats:
         """Rewards [N]. An image that stands with several prompts passes through the vision tower once.
 
-        Every pass has ``batch`` rows, filled up with copies of the last, so that a reward has the same bits
-        whatever else is scored with it.
+        Every pass has the same number of rows, filled up with copies of the last, so that a reward has the
+        same bits whatever else is scored with it.
         """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         ids, attended = self.tokens(prompts)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         rewards = [np.zeros(0, np.float32)]
         with torch.inference_mode(), exact:
-            for start in range(0, len(images), self.batch):
-                part = slice(start, start + self.batch)
+            for start in range(0, len(images), self.pair_rows):
+                part = slice(start, start + self.pair_rows)
                 rows = (self._features(images[part]), ids[part], attended[part])
-                rewards.append(self.network.rewards(*map(self._filled, rows))[: len(rows[1])].cpu().numpy())
+                filled = (_filled(each, self.pair_rows).to(self.device) for each in rows)
+                rewards.append(self.network.rewards(*filled)[: len(rows[1])].cpu().numpy())
         return np.concatenate(rewards)
 
     def explain(
@@ -167,16 +177,15 @@ class ImageReward:
         return found["input_ids"], found["attention_mask"]
 
     def _features(self, images: Sequence[Image.Image]) -> Tensor:
-        """[N, patches + 1, width] of at most a batch of RGB images, from memory where they are known."""
+        """[N, patches + 1, width] of RGB images, from memory where they are known."""
         keys = [(image.mode, image.size, hashlib.sha256(image.tobytes()).digest()) for image in images]
         found = {key: self._known[key] for key in keys if key in self._known}
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
-        if new:
-            pixels = self._filled(torch.stack([self.pixels(image) for image in new.values()]))
-            features = self.network.features(pixels.to(self.dtype))
-            found |= {
-                key: features[row].clone() for row, key in enumerate(new)
-            }  # a view would keep the batch
+        for start in range(0, len(new), self.image_rows):
+            part = list(new)[start : start + self.image_rows]
+            pixels = _filled(torch.stack([self.pixels(new[key]) for key in part]), self.image_rows)
+            features = self.network.features(pixels.to(self.device, self.dtype))
+            found |= {key: features[row].clone() for row, key in enumerate(part)}  # a view would keep the pass
         for key, value in found.items():
             self._known[key] = value
             self._known.move_to_end(key)
@@ -184,9 +193,9 @@ class ImageReward:
             self._known.popitem(last=False)
         return torch.stack([found[key] for key in keys])
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        lacking = self.batch - len(rows)
-        return torch.cat([rows, rows[-1:].expand(lacking, *rows.shape[1:])]).to(self.device)
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
 
 
 def load(runtime: Runtime) -> ImageReward:

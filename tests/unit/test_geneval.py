@@ -176,10 +176,10 @@ def test_exactly_the_colour_that_clip_names_is_correct(evaluator: GenEval) -> No
 
 
 def test_a_verdict_does_not_depend_on_batch_mates_or_order(evaluator: GenEval) -> None:
-    images = [picture(seed, (40 + 7 * seed, 60 - 5 * seed)) for seed in range(5)]
-    prompts = [f"a photo of a {color} dog" for color in COLORS[:3]] + ["a photo of a dog", "a photo of a cow"]
+    images = [picture(seed, (40 + 7 * seed, 60 - 5 * seed)) for seed in range(3)]
+    prompts = [f"a photo of a {COLORS[0]} dog", f"a photo of a {COLORS[1]} dog", "a photo of a cow"]
     scores, details = evaluator.explain(images, prompts)
-    for index in range(5):
+    for index in range(3):
         alone = evaluator.explain(images[index : index + 1], prompts[index : index + 1])
         assert alone[0][0] == scores[index]
         assert alone[1]["found"][0] == details["found"][index]
