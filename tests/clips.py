@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from diffpref.evaluators.aesthetic import STEM, build_head
 from diffpref.families.miniature import clip_tokenizer
@@ -65,7 +66,7 @@ def write_hf_clip(folder: Path, seed: int = 0, side: int = SIDE, end: int = 2) -
         _liven(model)
     model.logit_scale.data.fill_(float(np.log(87.5)))
     model.save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -105,6 +106,11 @@ def write_open_clip(folder: Path, names: tuple[str, ...], seed: int = 0) -> Path
             _liven(model)
         torch.save({"epoch": 0, "state_dict": model.state_dict()}, folder / name)
     return folder
+
+
+@lru_cache
+def _tokenizer() -> CLIPTokenizer:
+    return clip_tokenizer()
 
 
 def _liven(model: torch.nn.Module) -> None:

@@ -42,8 +42,8 @@ FREE = ["a red circle", "two dogs & a cat 🐱", "", LONG]
 Make = Callable[..., Evaluator]
 
 
-# open_clip needs torchvision, which other tests must not see: tests/parity/test_hps.py runs this file once more
-# in a process of its own for the evaluators that are left out here.
+# open_clip needs torchvision, which other tests must not see: tests/parity/test_hps.py runs this file again, in
+# a process of its own, for the evaluators that are left out here.
 VISION = importlib.util.find_spec("torchvision") is not None
 
 
@@ -57,11 +57,13 @@ def make(name: str, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """A maker of evaluators on small random weights; a ``copy`` has the same weights in another folder."""
     write = WEIGHTS[name]
     folders: dict[int, str] = {}
+    kept: list[Evaluator] = []  # networks live as long as their evaluators: loaded once for all tests
 
     def build(copy: int = 0, **changes: Any) -> Evaluator:
         if write and copy not in folders:
             folders[copy] = str(write(tmp_path_factory.mktemp(name) / f"copy{copy}"))
-        return EVALUATORS[name](replace(Runtime(folders.get(copy, ""), batch=BATCH), **changes))
+        kept.append(EVALUATORS[name](replace(Runtime(folders.get(copy, ""), batch=BATCH), **changes)))
+        return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFPREF_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -123,7 +125,7 @@ def test_same_bits_in_any_order_and_company(name: str, make: Make) -> None:
     first, second = make(), make(copy=1)
     assert first.fingerprint == second.fingerprint
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 10**6), st.permutations(range(9)), st.lists(st.integers(1, 9), max_size=4))
     def run(seed: int, order: list[int], cuts: list[int]) -> None:
         images, prompts = inputs(name, seed, 9)

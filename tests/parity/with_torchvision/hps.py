@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from torchvision.transforms import InterpolationMode, functional
 from diffpref.errors import UserError
 from diffpref.evaluators import EVALUATORS, Runtime
 from diffpref.evaluators.loading import load_clip
-from tests.clips import SIDE, TEXTS, pictures, write_open_clip
+from tests.clips import SIDE, TEXTS, picture, pictures, write_open_clip
+from tests.parity.golden.hps import CASES, FILE, named_weights
 
 FILES = ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt")
 BICUBIC = InterpolationMode.BICUBIC
@@ -71,6 +73,18 @@ def test_hps_equals_open_clip(folder, version, antialias):
     assert evaluator.name == name
     assert np.abs(scores - expected).max() < 1e-5
     assert len(np.unique(expected.round(4))) > 40
+
+
+def test_hps_equals_the_published_package(tmp_path):
+    """Numbers of hpsv2x's own ``score``, made by tests/parity/golden/hps.py."""
+    folder = write_open_clip(tmp_path / "golden", ())
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    weights = named_weights({name: tuple(value.shape) for name, value in model.state_dict().items()})
+    torch.save({"state_dict": weights}, folder / "HPS_v2_compressed.pt")
+    images = [picture(*size) for size, _ in CASES]
+    scores = EVALUATORS["hps-v2"](Runtime(str(folder))).score(images, [prompt for _, prompt in CASES])
+    (expected,) = json.loads(FILE.read_text()).values()
+    assert np.abs(scores - expected).max() < 1e-5
 
 
 def test_versions_and_antialiasing_are_told_apart(folder):
@@ -136,7 +150,7 @@ def test_clipscore_reads_a_folder_of_open_clip(folder, tmp_path):
 @pytest.mark.parametrize(
     ("weights", "hint"),
     [
-        ("open_clip:ViT-H-1/laion2b_s32b_b79k", "did you mean 'ViT-H-14'"),
+        ("open_clip:ViT-H14/laion2b_s32b_b79k", "did you mean 'ViT-H-14'"),
         ("open_clip:ViT-H-14/laion2b_s32b_b79", "did you mean 'laion2b_s32b_b79k'"),
         ("open_clip:ViT-B-32/no/such/file.pt", "neither one of its tags nor a file"),
     ],
