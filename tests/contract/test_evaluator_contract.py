@@ -42,8 +42,8 @@ FREE = ["a red circle", "two dogs & a cat 🐱", "", LONG]
 Make = Callable[..., Evaluator]
 
 
-# open_clip needs torchvision, which other tests must not see: tests/parity/test_hps.py runs this file again, in
-# a process of its own, for the evaluators that are left out here.
+# open_clip needs torchvision, which other tests must not see: tests/parity/test_hps.py runs this file again,
+# in a process of its own, for the evaluators that are left out here.
 VISION = importlib.util.find_spec("torchvision") is not None
 
 

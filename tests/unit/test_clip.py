@@ -1,4 +1,4 @@
-"""One network for all who name the same weights, each image and text through it once, and safe checkpoints."""
+"""One network for all who name the same weights, each image and text through it once, safe checkpoints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Scores of the package hpsv2x 1.2.0 on a small network whose weights are a function of their names.
 
-    pip install --no-deps hpsv2x==1.2.0 clint args webdataset braceexpand torchvision   # beside torch and ftfy
+    pip install --no-deps hpsv2x==1.2.0 clint args webdataset braceexpand torchvision   # beside torch
     PYTHONPATH=. python tests/parity/golden/hps.py
 
 runs the package's own `score` and writes hps.json, which tests/parity/with_torchvision/hps.py reads.
@@ -30,7 +30,7 @@ CASES = [
 
 
 def named_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Random values drawn from a seed that is the name's checksum, alive enough for small differences to show."""
+    """Random values whose seed is the name's checksum, large enough for small differences to show."""
     weights = {}
     for name, shape in shapes.items():
         values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
