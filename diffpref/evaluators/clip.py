@@ -1,8 +1,8 @@
 """CLIP networks behind one interface: images and texts to unit vectors, each computed once.
 
 A `Network` is what a loader made; evaluators with the same weights share it. A `Clip` reads it with one rule
-for pixels and one for text. Embeddings are kept by content (pixels; tokens), so repeated images and prompts, also
-those of another evaluator on the same network, cost one pass.
+for pixels and one for text. Embeddings are kept by content (pixels; tokens), so repeated images and prompts,
+also those of another evaluator on the same network, cost one pass.
 """
 
 from __future__ import annotations

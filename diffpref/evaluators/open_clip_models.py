@@ -60,9 +60,7 @@ class OpenClipText:
         return {"tokenizer": f"open_clip {type(self.tokenizer).__name__}", "limit": self.context}
 
     def _uncut(self, text: str) -> int:
-        if hasattr(self.tokenizer, "clean_fn") and not hasattr(
-            self.tokenizer, "encoder"
-        ):  # from transformers
+        if not hasattr(self.tokenizer, "encode"):  # a wrapper around one of transformers
             return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(text))["input_ids"])
         return len(self.tokenizer.encode(text)) + 2
 

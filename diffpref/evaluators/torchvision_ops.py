@@ -1,8 +1,8 @@
 """torchvision beside a torch that it was not built for.
 
 Its wheel on the public registry is built for CUDA. Beside a CPU build of torch its operators do not load,
-its import fails, and the imports of transformers, diffusers and open_clip, which use it when it is there, fail
-with it. Nothing here uses those operators, so two declarations are enough to make all of them work.
+its import fails, and the imports of transformers, diffusers and open_clip, which use it when it is there,
+fail with it. Nothing here uses those operators, so two declarations are enough to make all of them work.
 """
 
 from __future__ import annotations
