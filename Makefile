@@ -23,7 +23,8 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # One thread a process: spinning threads of two processes on the same cores slow both down tenfold.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+  DIFFPREF_TEST_TORCHVISION=$(abspath $(VENV))/torchvision
 TEST_ARGS ?= -m "not slow"
 
 .PHONY: help demo test lint types pytest env install clean
@@ -66,6 +67,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
 	@# Its CLIP vocabulary is for the tests' model miniatures; its dependency torchvision would break a CPU torch.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt open_clip_torch
+	@# Beside the environment, not in it: only the tests of open_clip's evaluators see this folder.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchvision -c constraints.txt torchvision
 	@if nvidia-smi -L >/dev/null 2>&1 \
 	  && ! $(BIN)/python -c 'import sys, torch; sys.exit(not (torch.version.cuda or torch.version.hip))'; then \
 	  echo "NVIDIA GPU found: replacing the CPU build of torch"; \

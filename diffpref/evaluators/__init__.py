@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.evaluators import oracle
 from diffpref.evaluators.base import Column, DetailedEvaluator, Evaluator, Runtime
 from diffpref.suites import name_hint
 
-EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {"oracle": oracle.load}
+
+def _late(module: str, **parameters: Any) -> Callable[[Runtime], Evaluator]:
+    """``load`` of a module that is imported on use: torch and transformers take seconds."""
+
+    def load(runtime: Runtime) -> Evaluator:
+        found: Evaluator = import_module(f"diffpref.evaluators.{module}").load(runtime, **parameters)
+        return found
+
+    return load
+
+
+EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {
+    "oracle": oracle.load,
+    "pickscore": _late("pickscore"),
+    "hps-v2": _late("hps", version="v2", antialias=True),
+    "hps-v2-aliased": _late("hps", version="v2", antialias=False),
+    "hps-v2.1": _late("hps", version="v2.1", antialias=True),
+    "hps-v2.1-aliased": _late("hps", version="v2.1", antialias=False),
+    "clipscore": _late("clip_score", preset="cosine"),
+    "clipscore-jmhessel": _late("clip_score", preset="jmhessel"),
+    "clipscore-torchmetrics": _late("clip_score", preset="torchmetrics"),
+    "aesthetic": _late("aesthetic"),
+    "image-reward": _late("image_reward"),
+    "geneval": _late("geneval.evaluator"),
+}
 
 __all__ = ["EVALUATORS", "Column", "DetailedEvaluator", "Evaluator", "Runtime", "load_evaluators"]
 

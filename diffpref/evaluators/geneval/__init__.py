@@ -1,0 +1,1 @@
+"""GenEval with other checkpoints: does an image show what its prompt names?"""
