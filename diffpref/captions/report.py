@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from diffpref import __version__
 from diffpref.captions.charts import clip_charts, likeness_chart, token_charts
-from diffpref.captions.conflict import Texts, conflict, measure
-from diffpref.captions.encoders import CLIP_LIMIT, load_clip, load_tokenizer
+from diffpref.captions.conflict import Encoder, Texts, conflict, measure
+from diffpref.captions.encoders import CLIP_LIMIT, load_tokenizer
 from diffpref.captions.findings import findings, notes
 from diffpref.captions.provenance import caption_command, left_out, method, provenance, stored_settings
 from diffpref.captions.sheet import SheetRow, build_sheet
@@ -65,7 +65,7 @@ def write_captions_report(
     columns = columns or PickAPicColumns()
     files = _open(folder, columns)
     counter = load_tokenizer(tokenizer) if tokenizer else None
-    encoder = load_clip(clip, device) if clip else None
+    encoder = _load_clip(clip, device) if clip else None
     limit = counter.limit if counter else CLIP_LIMIT
     found = survey(files, columns, limit, clip_pairs if encoder else 0, counter)
     if not found.captioned:
@@ -86,6 +86,13 @@ def write_captions_report(
     except OSError as error:
         raise UserError(f"cannot write {out}", why=str(error.strerror or error)) from error
     return report
+
+
+def _load_clip(weights: str, device: str) -> Encoder:
+    from diffpref.evaluators.base import Runtime
+    from diffpref.evaluators.loading import load_clip  # with torch, which the rest needs none of
+
+    return load_clip(weights, Runtime(device=device))
 
 
 def _open(folder: str | Path, columns: Columns) -> list[PairFile]:

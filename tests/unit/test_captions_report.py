@@ -349,7 +349,7 @@ def test_perturbed_prompts(tmp_path: Path) -> None:
         (["{root}/hybrid/part-00000.parquet"], "no folder to put the report in"),
         (["{root}/hybrid", "--device", "cpu"], "--device without effect"),
         (["{root}/hybrid", "--clip-pairs", "5"], "--clip-pairs without effect"),
-        (["{root}/hybrid", "--clip", "{root}/hybrid"], "cannot load the processor"),
+        (["{root}/hybrid", "--clip", "{root}/hybrid"], "cannot load the CLIP model"),
         (["{root}/hybrid", "--tokenizer", "{root}/hybrid"], "cannot load the tokenizer"),
         (["{root}/hybrid", "--columns.caption_0", "nix", "--out", "r.html"], "no column 'nix'"),
     ],
