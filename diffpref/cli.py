@@ -26,10 +26,11 @@ start here:
   accelerate launch -m diffpref train my.toml    the same on several GPUs
 
 then compare the result with the base model:
-  diffpref generate --model BASE      --suite SUITE --out runs/base
-  diffpref generate --model RUN/model --suite SUITE --out runs/aligned
-  diffpref score runs/base --evaluators oracle   and the same for runs/aligned
-  diffpref report --baseline runs/base --candidate runs/aligned --out report.html
+  diffpref evaluate --baseline BASE --candidate RUN/model --suite SUITE --evaluators pickscore,hps-v2.1 --out DIR
+
+pairs of other formats, and a caption for each image:
+  diffpref convert train.json --images images/ --out pairs/
+  diffpref caption --pairs pairs/ --method hybrid --captioner transformers --captioner.model MODEL --out dual/
 """
 
 

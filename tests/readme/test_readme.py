@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from diffpref.evaluators import EVALUATORS
 from diffpref.objectives import OBJECTIVES
 from diffpref.paths import resolve_existing
 
@@ -27,7 +28,7 @@ SMALLER = """#!/bin/bash
 case "$1" in
   train) set -- "$@" --train.steps 3 --train.warmup_steps 1 --train.batch_size 4 --train.threads 1 \\
                      --log.every 1 --sampling.count 2 --sampling.steps 2 ;;
-  generate) set -- "$@" --limit 3 ;;
+  evaluate) set -- "$@" --limit 3 ;;
 esac
 exec "{python}" -m diffpref "$@"
 """
@@ -73,6 +74,8 @@ def test_the_commands_work_as_they_stand(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
     assert (place / "runs/eval/report.html").stat().st_size > 10_000
     assert (place / "runs/mine/model/model_index.json").is_file()
+    assert (place / "runs/captions/captions-report.html").stat().st_size > 10_000
+    assert (place / "runs/mine-dcpo/model/model_index.json").is_file()
     rows = [json.loads(line) for line in (place / "runs/mine/metrics.jsonl").read_text().splitlines()]
     documented = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
     assert [key for key in {key for row in rows for key in row} if f"`{key}`" not in documented] == []
@@ -98,6 +101,16 @@ def test_the_recipe_is_one_of_ten_lines_or_so_that_loads(tmp_path: Path) -> None
 def test_every_objective_is_in_the_table() -> None:
     table = README.split("## Objectives")[1].split("##")[0]
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(OBJECTIVES)
+
+
+def test_every_evaluator_is_in_the_table() -> None:
+    table = README.split("## Evaluators")[1].split("##")[0]
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(.+?)`", row)
+    }
+    assert named - {"--evaluators"} == {name for name in EVALUATORS if not name.endswith("-aliased")}
 
 
 @pytest.mark.parametrize(
