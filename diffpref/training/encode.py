@@ -59,7 +59,7 @@ def encode(config: TrainConfig, options: EncodeOptions | None = None) -> Path:
         print(describe(found, folder), flush=True)
     check_room(found, folder)
     tasks = [(name, t) for name in parts for part in parts[name] for t in part.missing(first, step)]
-    job = EncodeJob(config, tables, tasks, os.getcwd(), _threads(options), _encoders(family), family)
+    job = EncodeJob(config, tables, tasks, os.getcwd(), _threads(config, options), _encoders(family), family)
     try:
         with full_disk_is_told(folder):
             _run(job, options, first == 0)
@@ -179,9 +179,10 @@ def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _threads(options: EncodeOptions) -> int:
-    """Threads of each local worker: together no more than this process would take. Ray sets its own."""
-    if options.engine != "local" or options.workers < 2 or _device() != "cpu":
+def _threads(config: TrainConfig, options: EncodeOptions) -> int:
+    """Threads of each local worker, unless train.threads says it: together no more than this process would
+    take. Ray sets its own."""
+    if config.train.threads or options.engine != "local" or options.workers < 2 or _device() != "cpu":
         return 0
     return max(1, torch.get_num_threads() // options.workers)
 
