@@ -109,9 +109,8 @@ def _sizes(part: Part) -> Counter[Size]:
         return Counter({buckets.sizes[0]: 1})
     starts = table.group_starts()
     starts = starts[:: math.ceil(len(starts) / SAMPLED_GROUPS)]
-    wanted = {
-        index for start in starts for index in range(start, start + SAMPLED_PAIRS // len(starts))
-    }  # fmt: skip
+    each = SAMPLED_PAIRS // len(starts)
+    wanted = {index for start in starts for index in range(start, start + each)}
     found: Counter[Size] = Counter()
     for index in sorted(index for index in wanted if index < len(table)):
         sizes = table.image_sizes(index)

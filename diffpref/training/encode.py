@@ -18,7 +18,7 @@ from diffpref.data.cache import finish, full_disk_is_told, open_cache, prepare, 
 from diffpref.data.cache_need import check_room, describe, needs
 from diffpref.data.encoding import Encoder, Task
 from diffpref.data.pairs import PairTable
-from diffpref.engine import Engine, Worker, run_units
+from diffpref.engine import ENGINES, Engine, Worker, run_units
 from diffpref.errors import UserError
 from diffpref.families import Family, find_model
 from diffpref.training.run import cache_folder, open_tables, report_cache
@@ -59,7 +59,7 @@ def encode(config: TrainConfig, options: EncodeOptions | None = None) -> Path:
         print(describe(found, folder), flush=True)
     check_room(found, folder)
     tasks = [(name, t) for name in parts for part in parts[name] for t in part.missing(first, step)]
-    job = EncodeJob(config, tables, tasks, os.getcwd(), _threads(options), _encoders(family), family)
+    job = EncodeJob(config, tables, tasks, os.getcwd(), _threads(config, options), _encoders(family), family)
     try:
         with full_disk_is_told(folder):
             _run(job, options, first == 0)
@@ -126,7 +126,7 @@ class EncodeJob:
 
 def _run(job: EncodeJob, options: EncodeOptions, shown: bool) -> None:
     """Make the files. A local run stops at a signal, between two batches; Ray answers signals itself."""
-    engine = Engine(options.engine, options.workers, on_device=_world() == 1 and _device() == "cuda")
+    engine = Engine(options.engine, options.workers, on_device=_world() == 1 and not _cpu_is_wanted())
     several = engine.workers > 0 or engine.name == "ray"
     if several and job.config.data.workers and job.config.data.cache_latents:
         log.warning("data.workers has no effect: each of several processes decodes by itself")
@@ -163,6 +163,8 @@ def _share(options: EncodeOptions) -> tuple[int, int]:
     index, count = options.shard
     if not 0 <= index < count:
         raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")
+    if options.engine not in ENGINES:  # before a model is loaded
+        raise UserError(f"unknown engine {options.engine!r}", fix=f"engines: {', '.join(ENGINES)}")
     world = _world()
     if world > 1 and (options.workers or options.engine != "local"):
         raise UserError(
@@ -177,15 +179,20 @@ def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _threads(options: EncodeOptions) -> int:
-    """Threads of each local worker: together no more than this process would take. Ray sets its own."""
-    if options.engine != "local" or options.workers < 2 or _device() != "cpu":
+def _threads(config: TrainConfig, options: EncodeOptions) -> int:
+    """Threads of each local worker, unless train.threads says it: together no more than this process would
+    take. Ray sets its own."""
+    if config.train.threads or options.engine != "local" or options.workers < 2 or _device() != "cpu":
         return 0
     return max(1, torch.get_num_threads() // options.workers)
 
 
+def _cpu_is_wanted() -> bool:
+    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
+
+
 def _device() -> str:
-    if str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")):
+    if _cpu_is_wanted():
         return "cpu"
     if torch.cuda.is_available():
         return f"cuda:{os.environ['LOCAL_RANK']}" if _world() > 1 else "cuda"

@@ -63,10 +63,12 @@ def contents(folder):
 
 @pytest.mark.parametrize(("options", "kills"), [
     ((), 10),
-    pytest.param(("--workers", "2"), 10, marks=pytest.mark.slow),
-    pytest.param(("--engine", "ray", "--workers", "2"), 10, marks=pytest.mark.slow),
-])  # fmt: skip
-def test_killed_ten_times_equals_never_killed(start, tmp_path, options, kills):
+    pytest.param(("--workers", "2"), 4, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    pytest.param(
+        ("--engine", "ray", "--workers", "2"), 10, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]
+    ),
+], ids=["one", "workers", "ray"])  # fmt: skip
+def test_killed_at_random_moments_equals_never_killed(start, tmp_path, options, kills):
     whole = start(tmp_path / "whole")
     whole.join()
     assert whole.exitcode == 0

@@ -49,7 +49,7 @@ def contents(folder):
 @pytest.mark.parametrize("options", [
     EncodeOptions(workers=2),
     pytest.param(EncodeOptions(engine="ray", workers=2), marks=pytest.mark.slow),
-])  # fmt: skip
+], ids=["workers", "ray"])  # fmt: skip
 def test_several_processes_and_ray_give_the_bytes_of_one(make, options):
     assert contents(make("several", options)) == contents(make("one"))
 
