@@ -1,13 +1,13 @@
 """Do the evaluators give the numbers that their authors printed? For whoever has the weights.
 
-    python bench/published_scores.py                               # needs openai/clip-vit-base-patch16
-    python bench/published_scores.py --clipscore-repo CLIPSCORE     # a checkout of github.com/jmhessel/clipscore
+    python bench/published_scores.py                            # needs openai/clip-vit-base-patch16
+    python bench/published_scores.py --clipscore-repo DIR     # a checkout of github.com/jmhessel/clipscore
 
 Weights come from the Hugging Face cache or the hub. Exits with 1 when a number is off.
 
 Checked: torchmetrics' documented example (a random image drawn from a seed) and the example of CLIPScore's
-README (its two photographs and captions). PickScore, HPS v2 and the aesthetic predictor publish no score of an
-image that can be had, so there is nothing to compare with; tests/parity holds them to their code instead.
+README (its two photographs and captions). PickScore, HPS v2 and the aesthetic predictor publish no score of
+an image that can be had, so there is nothing to compare with; tests/parity holds them to their code instead.
 """
 
 from __future__ import annotations
