@@ -27,6 +27,7 @@ from diffpref.evaluators.pixels import Pixels
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REMEMBERED = 16_384
 """Embeddings kept of one network: 64 MiB at a width of 1024."""
+_CPU_BATCH = 4
 _TEXT_BATCH = 4
 _TEXT_STEP = 16
 
@@ -81,8 +82,9 @@ class Network:
 class Clip:
     """A network read with one rule for pixels and one for text.
 
-    Every pass has ``batch`` images (4 texts), filled up with blanks, so that an embedding has the same bits
-    whatever else is embedded with it; another ``batch`` moves it by rounding errors (1e-6).
+    Every pass is filled up with blanks to one size, so that an embedding has the same bits whatever else is
+    embedded with it. Another size moves it by rounding errors (1e-6). It is ``batch`` images on a GPU, at
+    most 4 on a CPU, where more are not faster and known images would leave more blanks; and 4 texts.
     """
 
     network: Network
@@ -97,9 +99,9 @@ class Clip:
         blank = torch.zeros(3, size, size)
 
         def encode(missing: list[Image.Image]) -> Iterable[Floats]:
-            for start in range(0, len(missing), self.batch):
-                part = list(_in_threads(self.pixels, missing[start : start + self.batch]))
-                filled = torch.stack([*part, *[blank] * (self.batch - len(part))])
+            for start in range(0, len(missing), self._pass):
+                part = list(_in_threads(self.pixels, missing[start : start + self._pass]))
+                filled = torch.stack([*part, *[blank] * (self._pass - len(part))])
                 yield self._forward(self.network.encode_images, filled, True)[: len(part)]
 
         return self._look_up(keys, images, encode)
@@ -128,9 +130,14 @@ class Clip:
             "text": self.text.describe(),
         }
 
+    @property
+    def _pass(self) -> int:
+        """Images in one pass."""
+        return min(self.batch, _CPU_BATCH) if self.network.device.type == "cpu" else self.batch
+
     def _image_key(self, image: Image.Image) -> Hashable:
         digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-        return ("image", self.batch, self.pixels.plan(image.size), image.size, digest)
+        return ("image", self._pass, self.pixels.plan(image.size), image.size, digest)
 
     def _encode_tokens(self, missing: list[tuple[int, ...]]) -> Iterable[Floats]:
         """Vectors in the order of ``missing``; short texts in short passes, each of a length of its own."""
