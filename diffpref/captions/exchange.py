@@ -1,0 +1,200 @@
+"""One request to a chat endpoint and what its answer means. The key goes into a header and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NamedTuple
+
+import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from diffpref.captions.answers import cut_short
+
+_LARGEST = 4 << 20
+"""Bytes of an answer: a caption has a few hundred."""
+
+
+class Reply(NamedTuple):
+    """The text of an answer, or why there is none for this question: exactly one of the two is empty."""
+
+    text: str
+    failure: str = ""
+
+
+class Transient(Exception):
+    """May succeed when tried again.
+
+    retry_after: seconds that the server asks to wait. of_request: whether this request may be the cause,
+    where another would succeed.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0, of_request: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after, self.of_request = retry_after, of_request
+
+
+class Fatal(Exception):
+    """Concerns every request."""
+
+    def __init__(self, what: str, why: str, fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.why, self.fix = what, why, fix
+
+
+def open_session(connections: int) -> requests.Session:
+    """A session that threads may share: it keeps no cookies."""
+    session = requests.Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
+    return session
+
+
+def exchange(
+    session: requests.Session, address: str, body: dict[str, Any], key: str, timeout: float
+) -> Reply:
+    """Send one request and read its answer within `timeout` seconds. Raises Transient or Fatal."""
+
+    def hidden(text: str) -> str:
+        return text.replace(key, "[key]") if key else text
+
+    try:
+        response, content = _post(session, address, body, key, timeout)
+    except requests.exceptions.SSLError as error:
+        raise Fatal(
+            f"no safe connection to {address}", hidden(_short(str(error))), "check the address"
+        ) from None
+    except (requests.Timeout, ReadTimeoutError, TimeoutError):
+        raise Transient(f"no answer within {timeout:g} s", of_request=True) from None
+    except (requests.RequestException, HTTPError) as error:
+        raise Transient(hidden(f"the connection failed ({type(error).__name__}: {_cause(error)})")) from None
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        answer = None
+    return _judge(response, answer, hidden, address, str(body.get("model")))
+
+
+def _post(
+    session: requests.Session, address: str, body: dict[str, Any], key: str, timeout: float
+) -> tuple[requests.Response, bytes]:
+    """The response and its content. Raises TimeoutError past the deadline, and what requests does."""
+    deadline = time.monotonic() + timeout
+
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # given as `auth`, so that requests does not put what a .netrc holds in its place
+        if key:
+            request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    with session.post(
+        address,
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+        auth=authorize,
+        timeout=timeout,
+        allow_redirects=False,
+        stream=True,
+    ) as response:
+        content = b""
+        while part := response.raw.read1(1 << 16, decode_content=True):  # what has come, however little
+            content += part
+            if time.monotonic() > deadline:  # a server that sends a blank now and then
+                raise TimeoutError
+            if len(content) > _LARGEST:
+                raise Transient("the answer has no end", of_request=True)
+        return response, content
+
+
+def _judge(
+    response: requests.Response, answer: Any, hidden: Callable[[str], str], address: str, model: str
+) -> Reply:
+    """The reply in an answer. Raises Transient or Fatal."""
+    status = response.status_code
+    if status == 200 and isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+        status = _inner_status(answer)  # gateways wrap errors of the model's host
+    if status == 200:
+        return _read(answer, hidden)
+    why = hidden(f"HTTP {status}: {_message(answer) or response.reason}")
+    if status in (400, 413, 422):
+        return Reply("", why)
+    if status == 429 and "insufficient_quota" in json.dumps(answer):
+        raise Fatal(f"{address} wants to be paid", why, "check the account")
+    if status in (408, 409, 425, 429, 500) or 502 <= status <= 504 or status > 505:
+        asked = _seconds(response.headers.get("Retry-After", ""))
+        raise Transient(why, retry_after=asked, of_request=status in (408, 500, 504))
+    if status in (401, 402, 403):
+        raise Fatal(f"{address} refuses the request", why, "check api_key_env, the key in it and the account")
+    if 300 <= status < 400:
+        target = hidden(response.headers.get("Location", "another address"))
+        raise Fatal(f"{address} has moved", f"HTTP {status} to {target}", "give the new address as url")
+    raise Fatal(
+        f"{address} does not take the request",
+        why,
+        f"check url, which mostly ends in /v1, and model, which is {model!r}",
+    )
+
+
+def _read(answer: Any, hidden: Callable[[str], str]) -> Reply:
+    """The reply in a whole answer. Raises Transient for one that is not in the form of the API."""
+    try:
+        choice = answer["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "".join(part.get("text", "") for part in content)
+        if not isinstance(content, str | None):
+            raise TypeError
+        refusal = message.get("refusal")
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise Transient("the answer is not in the form of the API", of_request=True) from None
+    if reason == "content_filter" or refusal:
+        return Reply("", hidden(f"refused: {_short(str(refusal or 'content filter'))}"))
+    text = hidden(content or "").encode(errors="replace").decode()
+    if reason == "length":
+        text = cut_short(text)
+    return Reply(text) if text.strip() else Reply("", f"the answer is empty (finish_reason {reason!r:.40})")
+
+
+def _inner_status(answer: dict[str, Any]) -> int:
+    error = answer["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def _message(answer: Any) -> str:
+    """What the server says about an error."""
+    error = answer.get("error", answer) if isinstance(answer, dict) else ""
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return _short(str(error or ""))
+
+
+def _seconds(header: str) -> float:
+    """Seconds that a Retry-After asks for, a number or a date; 0 where it makes no sense."""
+    try:
+        value = float(header)
+    except ValueError:
+        try:
+            value = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return max(0.0, value) if math.isfinite(value) else 0.0
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: requests wraps what happened several times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return _short(str(error)) or type(error).__name__
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

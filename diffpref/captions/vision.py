@@ -1,0 +1,189 @@
+"""Captions by any image-text-to-text model of transformers: LLaVA, Qwen-VL, BLIP, Florence-2 and others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from diffpref.captions import answers, models, options
+from diffpref.captions.base import Captioned, Provenance
+from diffpref.captions.templates import Template, read_template, shipped_template
+from diffpref.config.schema import option
+from diffpref.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffpref.captions.sampling import Answer
+
+_UNPADDED = ("blip", "git")  # their positions count padding, so batches are of texts of one length
+_OWN_TEMPLATES = ("florence2",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersCaptioner:
+    """A vision-language model in this process.
+
+    With greedy decoding a caption depends on image, prompt and settings alone, otherwise on the row as well;
+    on batch-mates never, but for the last digits of the arithmetic, which may turn a near tie between tokens.
+    """
+
+    model: str = option(
+        help="folder or hub id of an image-text-to-text model, such as llava-hf/llava-1.5-7b-hf"
+    )
+    revision: str = options.revision_option()
+    template: str = option("", help="file with the instruction ({prompt}, {tokens}); empty: one that fits")
+    max_tokens: int = options.max_tokens_option()
+    max_new_tokens: int = options.new_tokens_option(128)
+    temperature: float = options.temperature_option(0.0)
+    top_p: float = options.top_p_option(1.0)
+    batch_size: int = options.batch_size_option()
+    device: str = options.device_option()
+    dtype: str = options.dtype_option()
+    seed: int = options.seed_option()
+
+    def __post_init__(self) -> None:
+        options.require_valid(self, "captioner")
+        options.require_sampling(self.temperature, self.top_p, "captioner")
+        if self.template:
+            _ = self._template
+
+    def __call__(
+        self, images: Sequence[Image], prompts: Sequence[str], rows: Sequence[int]
+    ) -> list[Captioned]:
+        """A caption of each image. Raises UserError where the model cannot be had or captions nothing."""
+        if not len(images) == len(prompts) == len(rows):
+            raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(rows)} rows")
+        texts = [self._text(prompt) for prompt in prompts]
+        sizes = [len(self._tokenizer(text)["input_ids"]) for text in texts]
+        results = [
+            Captioned("", options.too_long(prompt) or self._too_long(size))
+            for prompt, size in zip(prompts, sizes, strict=True)
+        ]
+        order = sorted((i for i in range(len(images)) if not results[i].failure), key=lambda i: sizes[i])
+        equal = self._source.config.model_type in _UNPADDED
+        problems = 0
+        for chunk in models.chunks(order, sizes, self.batch_size, equal):
+            found, broken = self._chunk([(images[i], texts[i], rows[i]) for i in chunk])
+            problems += broken
+            for i, result in zip(chunk, found, strict=True):
+                results[i] = result
+        if problems == len(images) > 1:
+            raise UserError(
+                f"{self.model} cannot caption these images", why=results[0].failure, fix="take another model"
+            )
+        return results
+
+    def provenance(self) -> Provenance:
+        """The commit of the hub, or a hash of the folder; loads no weights."""
+        source = self._source
+        return Provenance("transformers", self.model, source.revision, self._template.digest, self.seed)
+
+    def _chunk(self, items: list[tuple[Image, str, int]]) -> tuple[list[Captioned], int]:
+        """The captions of one forward pass, and how many images the model broke on."""
+        try:
+            return [self._captioned(answer) for answer in self._answers(items)], 0
+        except UserError:
+            raise
+        except Exception as error:  # an image too thin for the model, say: each processor has its own types
+            if len(items) == 1:
+                text = " ".join(str(error).split())[:200]
+                return [Captioned("", f"the model failed on it: {type(error).__name__}: {text}")], 1
+        singles = [self._chunk([item]) for item in items]
+        return [result for (result,), _ in singles], sum(broken for _, broken in singles)
+
+    def _answers(self, items: list[tuple[Image, str, int]]) -> list[Answer]:
+        from diffpref.captions.sampling import Decoding, generate
+
+        network = models.load_network(
+            "AutoModelForImageTextToText", self._source.place, self._source.commit, self.device, self.dtype
+        )
+        inputs = self._inputs([image for image, _, _ in items], [text for _, text, _ in items])
+        return generate(
+            network,
+            _taken(inputs, network),
+            [("caption", row) for _, _, row in items],
+            Decoding(self.temperature, self.top_p, self.seed, self.max_new_tokens),
+            models.end_tokens(network, self._tokenizer),
+        )
+
+    def _inputs(self, images: list[Image], texts: list[str]) -> Any:
+        """What the network reads, on the CPU."""
+        pictures: Any = [[image.convert("RGB")] for image in images] if self._chat else list(images)
+        bos = self._tokenizer.bos_token
+        # many chat templates write the first token themselves
+        once = {"add_special_tokens": False} if self._chat and bos and texts[0].startswith(bos) else {}
+        return self._processor(text=texts, images=pictures, padding=True, return_tensors="pt", **once)
+
+    def _captioned(self, answer: Answer) -> Captioned:
+        if answer.failure:
+            return Captioned("", answer.failure)
+        text = self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        return answers.captioned(text, answer.complete)
+
+    def _text(self, prompt: str) -> str:
+        """The instruction for an image of this prompt, as the model's chat template wants it."""
+        plain = models.without_special_tokens(prompt[: options.LONGEST], self._tokenizer)
+        text = self._template.fill(prompt=plain, tokens=self.max_tokens)
+        if not self._chat:
+            return text
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        turn = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+
+    def _too_long(self, size: int) -> str:
+        """Why a text of `size` tokens is too long for the model's table of positions, or ""."""
+        limit = models.positions(self._source.config)
+        room = limit - (0 if self._source.config.is_encoder_decoder else self.max_new_tokens)
+        return (
+            f"prompt too long: {size} tokens, the model has room for {room}" if limit and size > room else ""
+        )
+
+    @property
+    def _source(self) -> models.Source:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+        source = models.find_source(self.model, self.revision)
+        if source.config.model_type not in KNOWN:
+            raise UserError(
+                f"{self.model} is no image-text-to-text model of transformers",
+                why=f"its type is {source.config.model_type!r}",
+                fix="give a LLaVA, Qwen-VL, BLIP, Florence-2 or other model of that kind",
+            )
+        return source
+
+    @property
+    def _processor(self) -> Any:
+        processor = models.load_processor("AutoProcessor", self._source.place, self._source.commit)
+        # learned positions of encoders count from the left
+        processor.tokenizer.padding_side = "right" if self._source.config.is_encoder_decoder else "left"
+        return processor
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._processor.tokenizer
+
+    @property
+    def _chat(self) -> bool:
+        return bool(self._processor.chat_template)
+
+    @cached_property
+    def _template(self) -> Template:
+        names = ("prompt", "tokens")
+        if self.template:
+            found = read_template(self.template, names)
+        elif self._source.config.model_type in _OWN_TEMPLATES:
+            found = shipped_template(f"caption-{self._source.config.model_type}", names)
+        else:
+            found = shipped_template("caption" if self._chat else "caption-plain", names)
+        options.require_asked(self.max_tokens, found)
+        return found
+
+
+def _taken(inputs: Mapping[str, Any], network: Any) -> dict[str, Any]:
+    """What a processor made, without the token types where the network has none: a few make them in vain."""
+    known = inspect.signature(network.forward).parameters
+    return {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}
