@@ -97,7 +97,8 @@ def load_clip(name: str, device: str) -> Clip:
 
     place = resolve_or_hub_id(name, "CLIP model")
     processor = _loaded(lambda: CLIPProcessor.from_pretrained(place), f"the processor of {name}")
-    model = _loaded(lambda: CLIPModel.from_pretrained(place, dtype=torch.float32), f"the CLIP model {name}")
+    what = f"the CLIP model {name}"
+    model: Any = _loaded(lambda: CLIPModel.from_pretrained(place, dtype=torch.float32), what)
     try:
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
