@@ -131,7 +131,8 @@ def _columns() -> int:
 
 
 def _parser() -> Parser:
-    commands = "\n".join(f"  {name:<10} {chosen.SUMMARY}" for name, chosen in COMMANDS.items())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}} {chosen.SUMMARY}" for name, chosen in COMMANDS.items())
     parser = Parser(
         prog="diffpref",
         usage="diffpref COMMAND ... | diffpref COMMAND --help",

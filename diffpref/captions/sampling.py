@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffpref.data.sampler import pair_seed
 from diffpref.errors import UserError
+from diffpref.seeds import pair_seed
 
 _MASK = (1 << 64) - 1
 

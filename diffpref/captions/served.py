@@ -14,8 +14,8 @@ from diffpref.captions import answers, options
 from diffpref.captions.base import Captioned, Level, Perturbed, Provenance, require_rows
 from diffpref.captions.templates import Template, instruction, read_template, shipped_template
 from diffpref.config.schema import option
-from diffpref.data.sampler import pair_seed
 from diffpref.errors import UserError
+from diffpref.seeds import pair_seed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

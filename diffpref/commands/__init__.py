@@ -7,6 +7,7 @@ from typing import Protocol
 
 from diffpref.commands import (
     caption,
+    caption_report,
     check,
     convert,
     demo,
@@ -46,5 +47,6 @@ COMMANDS: dict[str, Command] = {
     "check": check,
     "convert": convert,
     "caption": caption,
+    "caption-report": caption_report,
     "env": env,
 }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from diffpref.errors import UserError
 from diffpref.reporting import formatting
 from diffpref.reporting.comparison import EPSILON
 from diffpref.reporting.loading import ScoredFolder
+from diffpref.reporting.thumbnails import PIXEL_ART, embed
 
-PIXEL_ART = 128  # up to this side images are kept pixel by pixel and enlarged without smoothing
-THUMBNAIL = 320
 BUDGET = 12_000_000  # bytes of embedded images: a file that can still be mailed
 
 
@@ -84,18 +81,6 @@ def build_grid(folders: list[ScoredFolder], primary: str, first: list[int], budg
         used += size
         chosen[index] = row
     return Grid([chosen[i] for i in sorted(chosen)], len(base.rows), side <= PIXEL_ART)
-
-
-def embed(image: Image.Image) -> str:
-    """A data URI: lossless for pixel art, else a WebP of at most 320 pixels a side."""
-    buffer = io.BytesIO()
-    if max(image.size) <= PIXEL_ART:
-        image.save(buffer, "WEBP", lossless=True, quality=100, method=4)
-    else:
-        small = image.copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        small.save(buffer, "WEBP", quality=85, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _row(folders: list[ScoredFolder], index: int, primary: str) -> tuple[GridRow, int, int]:

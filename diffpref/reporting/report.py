@@ -8,20 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from diffpref import __version__
 from diffpref.errors import UserError
 from diffpref.evaluators import stats
 from diffpref.paths import atomic_write_text
-from diffpref.reporting import formatting, tables
+from diffpref.reporting import tables
 from diffpref.reporting.charts import training_charts
 from diffpref.reporting.comparison import compare
 from diffpref.reporting.loading import ScoredFolder, load_folders
+from diffpref.reporting.page import render_page
 from diffpref.reporting.pictures import Cell, Grid, GridRow, build_grid
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
@@ -184,16 +180,11 @@ def _pictured(report: dict[str, Any], grid: Grid) -> dict[tuple[str, str, int], 
 
 
 def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["show"] = formatting
     charts = {folder.name: training_charts(folder.training) for folder in folders if folder.training}
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        styles=["report.css"],
+        script="report.js",
         report=report,
         primary=report["metrics"][report["primary"]],
         grid=grid,
@@ -201,6 +192,4 @@ def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> 
         sentences={name: tables.sentence(report, name) for name in report["candidates"]},
         charts=charts,
         chart_kinds={chart.title: chart for drawings in charts.values() for chart in drawings}.values(),
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,15 @@ from PIL import Image
 from scipy import stats as scipy_stats
 
 from diffpref.errors import UserError
-from diffpref.reporting.charts import Line, line_chart, ticks
+from diffpref.reporting.charts import Line, line_chart
 from diffpref.reporting.formatting import change, change_interval, interval, number, p_value
 from diffpref.reporting.loading import load_folders
-from diffpref.reporting.pictures import build_grid, embed
+from diffpref.reporting.pictures import build_grid
 from diffpref.reporting.report import write_report
+from diffpref.reporting.scales import ticks
 from diffpref.reporting.tables import headline, markdown_table
+from diffpref.reporting.thumbnails import embed
+from tests.pages import Page
 from tests.report_folders import scored_folder, training_run
 
 
@@ -41,34 +43,6 @@ def page(root: Path) -> str:
 @pytest.fixture(scope="module")
 def report(root: Path) -> dict:
     return json.loads((root / "report.json").read_text())
-
-
-VOID = frozenset({"meta", "link", "img", "input", "br", "line"})
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, and whether every element is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def by_prompt(folder: Path, column: str) -> np.ndarray:
