@@ -3,6 +3,7 @@
     OUT/settings.json       written first: what is captioned and how; another run is refused there
     OUT/part-00000.parquet  the rows kept of the first `rows_per_file` rows, with their tally in the footer
     OUT/report.json         the counts of all parts
+    OUT/captions-report.*   a sample sheet and statistics to look at, and the same as JSON
     OUT/manifest.json       written last: the folder is complete
     OUT/journal/            answers of HTTP endpoints, none of which is asked for twice
 
@@ -38,6 +39,7 @@ from diffpref.paths import TINY_PREFIX, atomic_write_text
 
 log = logging.getLogger("diffpref")
 FORMAT = 1
+PAGE = "captions-report.html"
 ROWS_PER_FILE = 1000
 BATCH = 16
 _TOLD_ONLY = ("pairs", "tokenizer")  # in settings.json for people; what they name has a hash there as well
@@ -102,6 +104,7 @@ def caption(
         print(table(report), file=text or sys.stdout)
         _check_report(report, pairs, options)
         if not finished:
+            _write_page(out, job)
             write_manifest(out, key, ("pillow", "pyarrow"))
     return report
 
@@ -209,6 +212,12 @@ def _make_missing(job: CaptionJob, options: CaptionOptions) -> dict[str, Any]:
     seconds = round(meter.seconds, 3)
     rate = 2 * meter.new / seconds if seconds else 0.0
     return {"captions": 2 * meter.new, "seconds": seconds, "captions_per_second": round(rate, 3)}
+
+
+def _write_page(out: Path, job: CaptionJob) -> None:
+    from diffpref.captions.report import write_captions_report  # takes seconds to import
+
+    write_captions_report(out, out / PAGE, tokenizer=job.tokenizer, columns=job.columns)
 
 
 def _remove_leftovers(out: Path) -> None:

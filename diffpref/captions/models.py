@@ -8,15 +8,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffpref.errors import UserError
 from diffpref.paths import resolve_or_hub_id, sha256_file
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger("diffpref")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 
 
@@ -60,6 +61,7 @@ def folder_hash(folder: Path) -> str:
 @lru_cache(maxsize=2)
 def load_network(kind: str, place: str, commit: str | None, device: str, dtype: str) -> Any:
     """The network for inference. kind: an Auto class of transformers. Raises UserError."""
+    import torch
     import transformers
 
     target = pick_device(device)
@@ -135,6 +137,8 @@ def special_tokens(tokenizer: Any) -> set[str]:
 
 def pick_device(name: str) -> str:
     """The device called `name`; auto: a GPU where there is one. Raises UserError where it cannot be used."""
+    import torch
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -146,10 +150,13 @@ def pick_device(name: str) -> str:
 
 def _precision(name: str, device: str) -> torch.dtype:
     """auto: bf16 where the GPU computes in it, else fp32."""
-    if name != "auto":
-        return _DTYPES[name]
-    modern = device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 8
-    return torch.bfloat16 if modern else torch.float32
+    import torch
+
+    if name == "auto":
+        modern = device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 8
+        name = "bf16" if modern else "fp32"
+    precision: torch.dtype = getattr(torch, _DTYPES[name])
+    return precision
 
 
 @contextlib.contextmanager

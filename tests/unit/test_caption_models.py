@@ -1,0 +1,82 @@
+"""`diffpref caption` with models: served over HTTP, and of transformers in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from diffpref.cli import main
+from tests.caption_models import save_llava, save_t5
+from tests.chat_server import Act, ChatServer, answer_of
+from tests.pair_files import image_bytes, row, write
+
+
+def write_pairs(path: Path, count: int) -> Path:
+    rows = [
+        row(float(n % 2), caption=f"a red dog beside {n} houses", jpg_0=image_bytes((n, 0, 0), (40, 30)),
+            jpg_1=image_bytes((0, n, 200), (40, 30)))
+        for n in range(count)
+    ]  # fmt: skip
+    return write(path, rows)
+
+
+def parts(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("part-*.parquet"))}
+
+
+def test_a_server_that_goes_away_costs_no_answer_and_changes_no_byte(tmp_path, capsys):
+    pairs = write_pairs(tmp_path / "p.parquet", 24)
+
+    def arguments(out: str) -> list[str]:
+        return [
+            "caption", "--pairs", str(pairs), "--out", str(tmp_path / out), "--method", "hybrid",
+            "--captioner", "http", "--captioner.url", server.url, "--captioner.model", "m",
+            "--captioner.retries", "0", "--captioner.concurrency", "3", "--perturber", "http",
+            "--perturber.url", server.url, "--perturber.model", "m", "--perturber.retries", "0",
+            "--rows-per-file", "10", "--batch", "4",
+        ]  # fmt: skip
+
+    server = ChatServer()
+    server.start()
+    assert main(arguments("whole")) == 0
+    server.plan = lambda question: Act(answer_of(question), 503 if len(server.asked) > 115 else 200)
+    assert main(arguments("out")) == 2
+    assert "503" in capsys.readouterr().err
+    assert 0 < len(parts(tmp_path / "out")) < 3
+    server.plan = lambda question: Act(answer_of(question))
+    assert main(arguments("out")) == 0
+    server.stop()
+    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+    assert set(server.answered.values()) == {2}  # once for each folder, which have journals of their own
+    assert len(server.answered) == 24 * 3
+    rows = [r for path in parts(tmp_path / "out") for r in pq.read_table(tmp_path / "out" / path).to_pylist()]
+    assert len(rows) == 24
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["captioner.model"] == "m"
+    assert server.url not in json.dumps(settings)
+
+
+def test_models_of_transformers_caption_and_paraphrase_alike_in_any_batch_and_process(tmp_path):
+    pairs = write_pairs(tmp_path / "p.parquet", 6)
+    llava, t5 = save_llava(tmp_path / "llava"), save_t5(tmp_path / "t5")
+
+    def run(out: Path, *more: str) -> list[dict]:
+        assert main(
+            ["caption", "--pairs", str(pairs), "--out", str(out), "--method", "hybrid",
+             "--captioner", "transformers", "--captioner.model", str(llava),
+             "--captioner.max_new_tokens", "12", "--perturber", "dipper", "--perturber.model", str(t5),
+             "--perturber.max_new_tokens", "12", "--rows-per-file", "3", "--max-failed-share", "0.9", *more]
+        ) == 0  # fmt: skip
+        return [r for path in parts(out) for r in pq.read_table(out / path).to_pylist()]
+
+    rows = run(tmp_path / "out", "--batch", "2", "--workers", "2")
+    assert rows
+    for found in rows:
+        lost = int(found["label_0"])
+        assert found[f"origin_{lost}"]["perturber"]["revision"].startswith("sha256:")
+        assert found[f"origin_{lost}"]["before"]
+        assert found[f"origin_{1 - lost}"]["captioner"]["model"] == str(llava)
+    run(tmp_path / "one", "--batch", "1")
+    assert parts(tmp_path / "one") == parts(tmp_path / "out")
