@@ -26,7 +26,7 @@ start here:
   accelerate launch -m diffpref train my.toml    the same on several GPUs
 
 then compare the result with the base model:
-  diffpref evaluate --baseline BASE --candidate RUN/model --suite SUITE --evaluators pickscore,hps-v2.1 --out DIR
+  diffpref evaluate --baseline BASE --candidate RUN/model --suite SUITE --evaluators pickscore,... --out DIR
 
 pairs of other formats, and a caption for each image:
   diffpref convert train.json --images images/ --out pairs/
