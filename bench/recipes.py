@@ -43,20 +43,26 @@ RESULTS, TABLE = "results.jsonl", "table.md"
 
 @dataclass(frozen=True)
 class Combination:
-    """One training run: a recipe, the settings changed in it, and a seed."""
+    """One training run: a recipe, the settings changed in it, and a seed. label: what tables call it, where
+    the settings would be too long."""
 
     recipe: str
     changes: tuple[tuple[str, str], ...]
     seed: int
+    label: str = ""
 
     @property
     def setting(self) -> str:
         """What all seeds of this combination share."""
-        return ", ".join([Path(self.recipe).stem, *(f"{key}={value}" for key, value in self.changes)])
+        return self.label or ", ".join(
+            [Path(self.recipe).stem, *(f"{key}={value}" for key, value in self.changes)]
+        )
 
     @property
     def name(self) -> str:
         """Name of its folder."""
+        if self.label:
+            return f"{self.label}_seed-{self.seed}"
         parts = [
             Path(self.recipe).stem,
             *(f"{key}-{value}" for key, value in self.changes),
