@@ -21,10 +21,12 @@ LABELS = {index: COCO.get(name, name) for index, name in enumerate(NAMES)}
 """As COCO itself, and so the published detectors, call them."""
 
 
-def write_detector(folder: Path, labels: dict[int, str] | None = None, sure_of: str | None = None) -> Path:
+def write_detector(
+    folder: Path, labels: dict[int, str] | None = None, sure_of: str | None = None, seed: int = 3
+) -> Path:
     """sure_of: a class that every query votes for; without it no class is above any threshold."""
     labels = LABELS if labels is None else labels
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     backbone = SwinConfig(
         image_size=64, patch_size=4, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
@@ -55,3 +57,9 @@ def write_clip(folder: Path) -> Path:
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_geneval(folder: Path, seed: int = 3) -> Path:
+    """Both, as geneval's weights name them; the detector sees dogs everywhere."""
+    detector = write_detector(folder / "detector", sure_of="dog", seed=seed)
+    return Path(f"{detector},{write_clip(folder / 'clip')}")

@@ -185,9 +185,8 @@ class ImageReward:
             part = list(new)[start : start + self.image_rows]
             pixels = _filled(torch.stack([self.pixels(new[key]) for key in part]), self.image_rows)
             features = self.network.features(pixels.to(self.device, self.dtype))
-            found |= {
-                key: features[row].clone() for row, key in enumerate(part)
-            }  # a view would keep the pass
+            # copies, since a view would keep the whole pass in memory
+            found |= {key: features[row].clone() for row, key in enumerate(part)}
         for key, value in found.items():
             self._known[key] = value
             self._known.move_to_end(key)

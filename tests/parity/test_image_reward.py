@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,15 @@ from diffpref.errors import UserError
 from diffpref.evaluators import DetailedEvaluator, Runtime, load_evaluators
 from diffpref.evaluators.checkpoints import cache_folder
 from diffpref.evaluators.image_reward import CACHED_IMAGES, ImageReward, build, load
+from tests.image_reward_models import GOLDEN, shapes, write_image_reward
 from tests.parity import image_reward_cases as small
 
-GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("image_reward.json").read_text())
 CASES = small.cases()
-
-
-def shapes(section: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the package's state dict, every layer written out."""
-    return {
-        name.replace(".N.", f".{layer}."): tuple(shape)
-        for name, (shape, layers) in GOLDEN[section].items()
-        for layer in range(layers)
-    }
-
-
-def write_checkpoint(folder: Path) -> Path:
-    """The small model as users have the published one: .pt, med_config.json, and the vocabulary beside."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made = small.weights({k: v for k, v in shapes("small").items() if not k.endswith("position_ids")})
-    state = {name: torch.from_numpy(value) for name, value in made.items()}
-    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(64)[None]
-    torch.save(state, folder / "ImageReward.pt")
-    (folder / "med_config.json").write_text(json.dumps(small.TEXT))
-    (folder / "vocab.txt").write_text("\n".join(small.VOCABULARY) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("image-reward"))
+    return write_image_reward(tmp_path_factory.mktemp("image-reward"))
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +149,7 @@ def test_it_is_listed_and_says_what_it_is(folder: Path) -> None:
 
 
 def test_the_pickle_is_read_once_and_never_changed(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path)
+    folder = write_image_reward(tmp_path)
     pickled = folder / "ImageReward.pt"
     before = pickled.read_bytes()
     first = load(Runtime(weights=str(pickled)))  # the file itself: what stands beside it is found
@@ -206,7 +184,7 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_wrong_weights_are_named(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path)
+    folder = write_image_reward(tmp_path)
     path = folder / "ImageReward.pt"
     whole = path.read_bytes()
     state = torch.load(path, weights_only=True)
