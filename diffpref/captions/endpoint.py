@@ -145,7 +145,7 @@ class Endpoint:
             if isinstance(error, Fatal):
                 kept = "there is no journal: the answers of this batch are lost"
                 if self.journal:
-                    kept = f"{self.journal.count()} answers are kept in {self.journal.folder}, try again then"
+                    kept = f"then run it again: {self.journal.count()} answers are kept in {self.journal.folder}"
                 fix = f"{error.fix}; {kept}" if error.fix else kept
                 raise UserError(error.what, why=error.why, fix=fix) from None
         for error in errors:
