@@ -145,7 +145,8 @@ class Endpoint:
             if isinstance(error, Fatal):
                 kept = "there is no journal: the answers of this batch are lost"
                 if self.journal:
-                    kept = f"{self.journal.count()} answers are kept in {self.journal.folder}, try again then"
+                    count, folder = self.journal.count(), self.journal.folder
+                    kept = f"then run it again: {count} answers are kept in {folder}"
                 fix = f"{error.fix}; {kept}" if error.fix else kept
                 raise UserError(error.what, why=error.why, fix=fix) from None
         for error in errors:
