@@ -29,7 +29,7 @@ from counting import flops_of
 from PIL import Image
 
 from diffpref.evaluators import EVALUATORS, Evaluator, Runtime
-from diffpref.evaluators.torchvision_ops import mend_torchvision
+from diffpref.torchvision_ops import mend_torchvision
 
 mend_torchvision()  # transformers imports torchvision where it is
 

@@ -1,3 +1,7 @@
 """diffpref: align text-to-image diffusion models with human preferences."""
 
+from diffpref.torchvision_ops import mend_mismatch
+
 __version__ = "0.1.0"
+
+mend_mismatch()  # before anything here imports diffusers or transformers, which would fail

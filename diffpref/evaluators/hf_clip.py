@@ -14,7 +14,6 @@ from diffpref.evaluators.checkpoints import check_keys, one_line, weights_hash
 from diffpref.evaluators.clip import DTYPES, Network
 from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD, Pixels
 from diffpref.evaluators.texts import BytePairs
-from diffpref.evaluators.torchvision_ops import mend_torchvision
 from diffpref.paths import resolve_or_hub_id
 
 _TOKENIZERS = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "openai/clip-vit-large-patch14")
@@ -30,7 +29,6 @@ def load_hf_network(weights: str, device: torch.device, runtime: Runtime) -> Net
     Raises:
         UserError: not there, not a CLIP, weights that do not fit the configuration.
     """
-    mend_torchvision()
     place = str(resolve_or_hub_id(weights, "CLIP weights"))
     model = _model(place)
     text, vision = model.config.text_config, model.config.vision_config

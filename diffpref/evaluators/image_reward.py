@@ -36,7 +36,6 @@ from diffpref.evaluators.checkpoints import (
 )
 from diffpref.evaluators.clip import DTYPES, placed
 from diffpref.evaluators.pixels import Pixels
-from diffpref.evaluators.torchvision_ops import mend_torchvision
 from diffpref.paths import fingerprint
 
 PUBLISHED = "THUDM/ImageReward"
@@ -237,7 +236,6 @@ def build(state: Mapping[str, Tensor], settings: Mapping[str, Any], source: str)
     Raises:
         UserError: names or shapes do not fit; it lists them.
     """
-    mend_torchvision()
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     given = rename(state)
@@ -321,7 +319,6 @@ def _settings(path: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path, wanted: int) -> Any:
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         folder = download(TOKENIZER, ["vocab.txt"], "vocabulary of image-reward").parent
-    mend_torchvision()
     from transformers import BertTokenizer
 
     try:

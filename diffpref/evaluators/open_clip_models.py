@@ -16,9 +16,9 @@ from diffpref.evaluators.checkpoints import load_state, one_line, read_state, we
 from diffpref.evaluators.clip import DTYPES, Network, Tokens
 from diffpref.evaluators.pixels import Fit, Pixels
 from diffpref.evaluators.texts import EVAL_EXTRA
-from diffpref.evaluators.torchvision_ops import mend_torchvision
 from diffpref.paths import resolve
 from diffpref.suites import name_hint
+from diffpref.torchvision_ops import mend_torchvision
 
 CONFIG = "open_clip_config.json"
 _FITS: dict[str, Fit] = {"shortest": "crop, round", "squash": "squash"}

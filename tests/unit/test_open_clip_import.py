@@ -39,6 +39,12 @@ def test_before_diffusers_and_transformers() -> None:
 
 
 @needs_torchvision
+def test_importing_diffpref_is_enough_for_diffusers() -> None:
+    """With torchvision beside a CPU torch training and drawing work, although nothing asks for open_clip."""
+    run_with_torchvision("-c", "import diffpref\n" + USES)
+
+
+@needs_torchvision
 def test_after_diffusers_and_transformers() -> None:
     """Which found no torchvision when they were imported."""
     late = "import os, sys\nsys.path.append(os.environ['DIFFPREF_TEST_TORCHVISION'])\n"

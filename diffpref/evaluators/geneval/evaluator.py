@@ -20,7 +20,6 @@ from diffpref.evaluators.clip import placed
 from diffpref.evaluators.geneval import colours, detector, rules
 from diffpref.evaluators.geneval.grammar import parse_prompt
 from diffpref.evaluators.loading import load_clip
-from diffpref.evaluators.torchvision_ops import mend_torchvision
 from diffpref.paths import fingerprint, resolve_or_hub_id
 
 VERSION = "geneval-like 1"
@@ -125,7 +124,6 @@ def load(runtime: Runtime) -> GenEval:
 
 def _mask2former(spec: str) -> Any:
     """The detector in float32."""
-    mend_torchvision()
     from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
     place = resolve_or_hub_id(spec, "detector of geneval")

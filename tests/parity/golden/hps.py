@@ -65,7 +65,7 @@ def make(config: dict[str, Any]) -> list[float]:
 
 
 if __name__ == "__main__":
-    from diffpref.evaluators.torchvision_ops import mend_torchvision
+    from diffpref.torchvision_ops import mend_torchvision
 
     mend_torchvision()
     from tests.clips import OPEN_CLIP_CONFIG

@@ -1,5 +1,5 @@
 """Before anything else: transformers and diffusers import torchvision when they find it."""
 
-from diffpref.evaluators.torchvision_ops import mend_torchvision
+from diffpref.torchvision_ops import mend_torchvision
 
 mend_torchvision()

@@ -8,16 +8,26 @@ fail with it. Nothing here uses those operators, so two declarations are enough 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import sys
-
-import torch
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 _OPERATORS = ("nms", "qnms")
-_declared: list[torch.library.Library] = []  # an operator lives as long as its library object
+_declared: list[Any] = []  # an operator lives as long as its library object
+
+
+def mend_mismatch() -> None:
+    """`mend_torchvision` where the installed versions call for it; neither is imported to tell."""
+    try:
+        torch, torchvision = (importlib.metadata.version(name) for name in ("torch", "torchvision"))
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if torch.endswith("+cpu") and not torchvision.endswith("+cpu"):
+        mend_torchvision()
 
 
 def mend_torchvision() -> None:
@@ -27,6 +37,8 @@ def mend_torchvision() -> None:
     torchvision is missing, already imported, or where torch is built for a GPU. Call it before importing
     anything that imports torchvision.
     """
+    import torch  # here, since most commands that only look or help need none of it
+
     if torch.version.cuda or torch.version.hip or "torchvision" in sys.modules:
         return
     if importlib.util.find_spec("torchvision") is None:
@@ -43,6 +55,8 @@ def mend_torchvision() -> None:
 
 
 def _declare() -> None:
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in _OPERATORS:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
