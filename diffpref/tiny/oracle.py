@@ -115,8 +115,12 @@ def _name_shape(mask: np.ndarray) -> str:
 def _regions(pixels: np.ndarray, colored: np.ndarray) -> list[tuple[Thing, np.ndarray]]:
     """Connected regions of one colour word, with their masks."""
     found = []
-    index = np.where(colored, _color_index(pixels), -1)
+    index = np.full(colored.shape, -1)
+    index[colored] = _color_index(pixels[colored])
+    areas = np.bincount(index[colored], minlength=len(COLORS))
     for number, color in enumerate(COLORS):
+        if areas[number] < MIN_AREA:
+            continue
         labels, _ = ndimage.label(index == number)
         for label, box in enumerate(ndimage.find_objects(labels), start=1):
             mask = labels[box] == label

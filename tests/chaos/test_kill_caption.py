@@ -82,6 +82,7 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
     check(tmp_path, [], kills=10, workers=1, most=3)
 
 
+@pytest.mark.slow
 def test_killed_with_workers(tmp_path):
     check(tmp_path, LOCAL, kills=3, workers=2, most=9)
 
