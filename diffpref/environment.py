@@ -19,6 +19,7 @@ OPTIONAL = {
     "open_clip_torch": ("CLIP-based evaluators", "pip install 'diffpref[eval]'"),
     "xformers": ("its attention kernels on NVIDIA GPUs", "pip install 'diffpref[xformers]'"),
     "bitsandbytes": ("the 8-bit optimizer", "pip install 'diffpref[8bit]'"),
+    "ray": ("--engine ray", "pip install 'diffpref[ray]'"),
     "wandb": ("logging to Weights & Biases", "pip install 'diffpref[wandb]'"),
 }
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")

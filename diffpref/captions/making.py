@@ -77,7 +77,10 @@ class CaptionJob:
 
     def tokenizer_hash(self) -> str:
         """Of everything that decides how many tokens a text has; "" without a tokenizer."""
-        return fingerprint(self.counter.tokenizer.backend_tokenizer.to_str()) if self.counter else ""
+        if self.counter is None:
+            return ""
+        backend = getattr(self.counter.tokenizer, "backend_tokenizer", None)
+        return fingerprint(backend.to_str() if backend else self.counter.tokenizer.get_vocab())
 
     def __getstate__(self) -> dict[str, Any]:
         """The loaded tokenizer stays here; each worker loads its own."""
