@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,9 +60,11 @@ def _connected(engine: Engine) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    address = os.environ.get("RAY_ADDRESS", "")
+    _require_listener(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if os.environ.get("RAY_ADDRESS"):
+        if address:
             ray.init(**quiet)
         else:
             ray.init(
@@ -72,15 +75,30 @@ def _connected(engine: Engine) -> Iterator[Any]:
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            "Ray cannot be started" if not os.environ.get("RAY_ADDRESS") else "no Ray cluster to be reached",
+            f"the Ray cluster {address} cannot be used" if address else "Ray cannot be started",
             str(error).strip().partition("\n")[0],
-            "look at RAY_ADDRESS, or use --engine local",
+            "look at RAY_ADDRESS, or use --engine local" if address else "use --engine local",
         ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raise UserError where nothing listens at "host:port" or "ray://host:port": Ray tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # none, or a word such as "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at {address}, which RAY_ADDRESS names",
+            str(error),
+            "start it or unset RAY_ADDRESS; or use --engine local",
+        ) from None
 
 
 def _resources(cluster: dict[str, float], engine: Engine, units: int) -> tuple[int, dict[str, float]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from diffpref.cli import main
-from tests.convert_files import error, files, jsonl, pair, run, write_images
+from tests.convert_files import diffpref, error, files, jsonl, pair, run, write_images
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -32,3 +34,14 @@ def test_ray_converts_to_the_same_bytes(tmp_path, monkeypatch):
 
 def test_an_unknown_engine_is_refused(tmp_path):
     assert "unknown engine 'dask'" in error(tmp_path, tmp_path / "out", engine="dask")
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path):
+    jsonl(write_images(tmp_path / "in") / "list.jsonl", [pair()])
+    done = diffpref(
+        tmp_path / "in/list.jsonl", "--out", tmp_path / "out", "--engine", "ray",
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "error: no Ray cluster at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
