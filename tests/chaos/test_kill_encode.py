@@ -7,16 +7,19 @@ import logging
 import multiprocessing
 import os
 import random
+import signal
 import sys
+import threading
 import time
 
 import pytest
+from tqdm import tqdm
 
 from diffpref.data import cache_parts
 from diffpref.families.miniature import stable_diffusion
 from tests.miniatures import config, rows, write_config, write_pairs
 
-PAIRS = 480
+PAIRS = 360
 
 
 @pytest.fixture
@@ -36,6 +39,8 @@ def start(tmp_path, monkeypatch):
         arguments = ["encode", str(path), "--data.cache_dir", str(folder), *options]
         process = multiprocessing.get_context("fork").Process(target=encode, args=(arguments,))
         process.start()
+        while process.is_alive() and os.getpgid(process.pid) != process.pid:
+            time.sleep(0.01)  # until it has a group of its own, which can be killed as a whole
         return process
 
     return run
@@ -45,6 +50,7 @@ def encode(arguments):
     from diffpref.cli import main
 
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one is killed that holds it
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     logging.getLogger().handlers.clear()
     sys.exit(main(arguments))
@@ -78,11 +84,14 @@ def test_killed_at_random_moments_equals_never_killed(start, tmp_path, options, 
         process = start(folder, *options)
         goal = len(before) + moments.randint(0, 4)
         while process.is_alive() and (len(shards(folder)) < goal or not (folder / "train").exists()):
-            time.sleep(0.001)
+            time.sleep(0.01)  # looking takes time that the others need
         time.sleep(moments.uniform(0.0, 0.1))
         if not process.is_alive():
             break
-        process.kill()
+        if "ray" in options:  # whose own processes notice the end of the command
+            process.kill()
+        else:  # with its workers, which would clean up after it
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         done += 1
         left_staged += any(path.name.endswith(".tmp") for path in folder.rglob(".*"))
