@@ -265,4 +265,5 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, kind):
              "--rows-per-file", "20000"], capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         peaks.append(int(done.stdout.split("peak ")[1]) / 1024)
-    assert peaks[1] < peaks[0] + 12, f"8,000 rows more cost {peaks[1] - peaks[0]:.0f} MiB"
+    # the further rows are 64 MiB (Parquet) and 16 MiB (JSON) of source
+    assert peaks[1] < peaks[0] + 14, f"8,000 rows more cost {peaks[1] - peaks[0]:.0f} MiB"
