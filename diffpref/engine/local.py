@@ -119,6 +119,8 @@ def _serve(job: Job, device: str, pipe: Connection) -> None:
             for rows in worker(pipe.recv()):
                 pipe.send((ROWS, rows))
             pipe.send((READY, None))
+    except (EOFError, ConnectionError):
+        return  # the parent is gone, and nobody listens
     except UserError as error:
         pipe.send((MISTAKE, error))
     except BaseException:
