@@ -47,7 +47,7 @@ from diffpref.paths import TINY_ASSETS
 PROMPTS = Path(__file__).parents[1] / "tests/data/prompts.txt"
 FILE_ROWS, GROUP_ROWS = 10_000, 500
 SECONDS = 0.2
-SHOWN = 14
+SHOWN = 24
 
 
 def jpegs() -> list[bytes]:
