@@ -32,7 +32,7 @@ from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
 from diffpref.data.parts import part_path
 from diffpref.data.schema import Columns, PickAPicColumns
-from diffpref.engine import Engine, run_units
+from diffpref.engine import Engine, require_shard, run_units
 from diffpref.engine.meter import Meter
 from diffpref.errors import UserError
 from diffpref.paths import TINY_PREFIX, atomic_write_text
@@ -110,7 +110,6 @@ def caption(
 
 
 def _check_options(options: CaptionOptions) -> None:
-    index, count = options.shard
     if options.method not in METHODS:
         raise UserError(f"unknown method {options.method!r}", fix=f"methods: {', '.join(METHODS)}")
     wanted = {"captioner": options.method != "perturbation", "perturber": options.method != "captioning"}
@@ -120,8 +119,7 @@ def _check_options(options: CaptionOptions) -> None:
                 f"--method {options.method} {'needs' if is_wanted else 'takes no'} --{kind}",
                 fix=f"{'give' if is_wanted else 'leave out'} --{kind}",
             )
-    if not 0 <= index < count:
-        raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")
+    require_shard(options.shard)
     if options.rows_per_file < 1 or options.batch < 1 or options.limit < 0:
         raise UserError("--rows-per-file and --batch must be at least 1, and --limit at least 0")
     if not 0.0 <= options.max_failed_share <= 1.0:

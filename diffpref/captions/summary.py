@@ -11,6 +11,7 @@ import numpy as np
 
 from diffpref.captions.stages import REASONS
 from diffpref.captions.tally import CaptionTally, read_tally
+from diffpref.data.report_text import aligned, named_rows, share
 
 
 def build_report(parts: Sequence[Path], limit: int) -> dict[str, Any]:
@@ -54,36 +55,26 @@ def _tokens(counts: Counter[int], limit: int) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report as lines of text, the rows that were named last."""
     rows, kept = report["rows"], report["kept"]
-    lines = [("rows read", f"{rows:,}"), ("captioned", _share(kept, rows))]
+    lines = [("rows read", f"{rows:,}"), ("captioned", share(kept, rows))]
     lines += [
-        (f"left out, {REASONS[reason]}", _share(count, rows))
+        (f"left out, {REASONS[reason]}", share(count, rows))
         for reason, count in report["dropped"].items()
         if count
     ]
     lines += [
-        (f"captions of source {name}", _share(count, 2 * kept)) for name, count in report["captions"].items()
+        (f"captions of source {name}", share(count, 2 * kept)) for name, count in report["captions"].items()
     ]
     if report["perturbed"]:
-        lines.append(("unchanged by the perturber", _share(report["unchanged"], report["perturbed"])))
+        lines.append(("unchanged by the perturber", share(report["unchanged"], report["perturbed"])))
     if report["without_preference"]:
-        lines.append(("without a preference", _share(report["without_preference"], kept)))
+        lines.append(("without a preference", share(report["without_preference"], kept)))
     tokens = report["tokens"]
     if tokens:
         lines.append(("tokens", f"{tokens['min']} to {tokens['max']}, median {tokens['median']}"))
-        lines.append((f"cut at {tokens['limit']} tokens", _share(tokens["cut"], 2 * kept)))
+        lines.append((f"cut at {tokens['limit']} tokens", share(tokens["cut"], 2 * kept)))
     else:
         lines.append(("tokens", "not counted: name the text encoder's model with --tokenizer"))
     if "run" in report:
         lines.append(("captions/s of this run", f"{report['run']['captions_per_second']:,.2f}"))
-    width = max(len(name) for name, _ in lines)
-    text = [f"{name:<{width}}  {value}" for name, value in lines]
-    if report["bad_rows"]:
-        text += ["", "rows left out:"]
-        text += [f"  {bad['row']}: {bad['detail']}" for bad in report["bad_rows"]]
-        unnamed = report["failed"] - len(report["bad_rows"])
-        text += [f"  and {unnamed:,} more"] if unnamed else []
-    return "\n".join(text)
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"
+    bad = [(row["row"], row["detail"]) for row in report["bad_rows"]]
+    return "\n".join(aligned(lines) + named_rows("rows left out:", bad, report["failed"] - len(bad)))

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from diffpref.captions.statistics import Repeats, Smallest, unit_bin
 from diffpref.captions.wording import NEAR_DUPLICATE, similarity, words
 from diffpref.data.pairs import pair_id
-from diffpref.data.schema import HAS_LABEL, Columns, PairFile, first_line
+from diffpref.data.scan import column_batches
+from diffpref.data.schema import HAS_LABEL, Columns, PairFile
 from diffpref.errors import UserError
 
-BATCH = 1024
 FAIR, PER_FLAG = 36, 4
 """Rows of the sample sheet: so many of all, and so many more of each kind that deserves a look."""
 SIMILARITY_BINS = 20
@@ -110,24 +109,12 @@ def survey(
     first = 0
     for number, file in enumerate(files):
         row, names = 0, column_names(file.schema, columns)
-        for batch in _batches(file, list(names.values())):
+        for batch in column_batches(file, list(dict.fromkeys(names.values()))):
             for cells in _rows(batch, names, tokenizer):
                 _add(found, _row(cells, first + row, pair_id(number, row), limit), cells)
                 row += 1
         first += file.rows
     return found
-
-
-def _batches(file: PairFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(file.path, memory_map=True, pre_buffer=False) as parquet:
-            yield from parquet.iter_batches(BATCH, columns=list(dict.fromkeys(names)), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file.path} cannot be read",
-            why=f"the Parquet file is damaged: {first_line(error)}",
-            fix="make or fetch the file again",
-        ) from error
 
 
 def column_names(schema: pa.Schema, columns: Columns) -> dict[str, str]:

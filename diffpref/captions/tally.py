@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from diffpref.captions.source import Slice
-from diffpref.data.parts import NAMED_BAD_ROWS, TALLY
-from diffpref.errors import UserError
+from diffpref.data.parts import NAMED_BAD_ROWS, read_footer
 
 
 @dataclass
@@ -89,11 +86,4 @@ class CaptionTally:
 
 def read_tally(path: Path) -> CaptionTally:
     """The tally of a finished part. Raises UserError when the file is not one of ours or damaged."""
-    try:
-        return CaptionTally.from_json(json.loads(pq.read_metadata(path).metadata[TALLY]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a part that diffpref caption finished",
-            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            fix="remove that file, and the same command makes it again",
-        ) from error
+    return read_footer(path, CaptionTally.from_json, "caption")

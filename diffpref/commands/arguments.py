@@ -80,9 +80,7 @@ def add_evaluator_runtime(parser: Parser) -> None:
     parser.add_argument(
         "--batch", type=positive, default=32, metavar="N", help="images judged together (default 32)"
     )
-    parser.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
-    )
+    add_device(parser)
     parser.add_argument(
         "--dtype",
         choices=("fp32", "bf16", "fp16"),
@@ -147,6 +145,31 @@ def size(text: str) -> tuple[int, int]:
 
 def seeds(text: str) -> list[int]:
     return [count(seed) for seed in text.split(",")]
+
+
+def add_device(parser: Parser) -> None:
+    """--device, of whatever network the command runs."""
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+
+
+def add_parts(parser: argparse._ActionsContainer, rows: str) -> None:
+    """--rows-per-file and --shard. rows: whose rows the parts cover."""
+    parser.add_argument(
+        "--rows-per-file",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help=f"rows of {rows} that one part covers (default 1000)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="make every N-th part only, from part I on (I from 0)",
+    )
 
 
 def engine(parser: argparse._ActionsContainer, workers: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffpref.commands.arguments import Overrides, Parser, count, engine, positive, shard
+from diffpref.commands.arguments import Overrides, Parser, add_parts, count, engine, positive
 from diffpref.errors import UserError
 
 SUMMARY = "Give each image of a pair a caption of its own, for training with dual captions."
@@ -78,20 +78,7 @@ def _add_running(parser: Parser) -> None:
     group.add_argument(
         "--batch", type=positive, default=16, metavar="N", help="pairs a backend gets at a time (default 16)"
     )
-    group.add_argument(
-        "--rows-per-file",
-        type=positive,
-        default=1000,
-        metavar="N",
-        help="rows of the pairs that one part covers (default 1000)",
-    )
-    group.add_argument(
-        "--shard",
-        type=shard,
-        default=(0, 1),
-        metavar="I/N",
-        help="make every N-th part only, from part I on (I from 0)",
-    )
+    add_parts(group, "the pairs")
 
 
 def _add_backends(parser: Parser, kind: str, known: dict[str, type[Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffpref.commands.arguments import Overrides, Parser, engine, pair, positive, shard
+from diffpref.commands.arguments import Overrides, Parser, add_parts, engine, pair
 
 SUMMARY = "Turn preference pairs of other formats into Parquet that train reads."
 
@@ -40,20 +40,7 @@ def add_arguments(parser: Parser) -> bool:
         metavar="KEY=NAME",
         help="names of the columns, such as caption=prompt image_0=left image_1=right label_0=won",
     )
-    parser.add_argument(
-        "--rows-per-file",
-        type=positive,
-        default=1000,
-        metavar="N",
-        help="rows of SOURCE that one part covers (default 1000)",
-    )
-    parser.add_argument(
-        "--shard",
-        type=shard,
-        default=(0, 1),
-        metavar="I/N",
-        help="make every N-th part only, from part I on (I from 0)",
-    )
+    add_parts(parser, "SOURCE")
     parser.add_argument("--keep-ties", action="store_true", help="keep pairs without a preference, label 0.5")
     parser.add_argument(
         "--max-bad-share",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffpref.commands.arguments import Overrides, Parser, add_config_file, count, shard
+from diffpref.commands.arguments import Overrides, Parser, add_config_file, engine, shard
 
 SUMMARY = "Build the latent and text cache that train would build."
 
@@ -14,19 +14,7 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "--shard", type=shard, default=(0, 1), metavar="I/N", help="make every N-th file only, from file I on"
     )
-    parser.add_argument(
-        "--workers",
-        type=count,
-        default=0,
-        metavar="N",
-        help="processes that encode, each its own GPU (default 0: one for each GPU, or this one)",
-    )
-    parser.add_argument(
-        "--engine",
-        default="local",
-        metavar="NAME",
-        help="local, or ray: actors on the cluster of RAY_ADDRESS or on this machine (default local)",
-    )
+    engine(parser, "one for each GPU, or this process")
     return takes_keys
 
 

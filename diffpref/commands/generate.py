@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffpref.commands.arguments import Overrides, Parser, add_suite, positive, sampling
+from diffpref.commands.arguments import Overrides, Parser, add_device, add_suite, positive, sampling
 
 SUMMARY = "Draw a suite of prompts with a model."
 
@@ -24,9 +24,7 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "--batch", type=positive, default=16, metavar="N", help="images drawn together (default 16)"
     )
-    parser.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: the best there is)"
-    )
+    add_device(parser)
     parser.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffpref.data.pairs import PairTable, open_pairs, stable_hash
+from diffpref.data.report_text import aligned, named_rows, share
 from diffpref.data.scan import TableStats
 from diffpref.data.schema import Captions, Columns
 from diffpref.errors import UserError
@@ -48,34 +49,29 @@ class CheckReport:
     def table(self) -> str:
         """The report as lines of text, bad rows last."""
         stats = self.stats
-        share = stats.bad / stats.rows
         rows: list[tuple[str, str]] = [
             ("files", str(len(self.files))),
             ("rows", f"{stats.rows:,}"),
-            ("kept", _of(stats.kept, stats.rows)),
-            ("ties, dropped", _of(stats.ties, stats.rows)),
-            ("without a label, dropped", _of(stats.unlabelled, stats.rows)),
-            ("identical images, dropped", _of(stats.identical, stats.rows)),
-            ("bad", _of(stats.bad, stats.rows)),
-            ("image 0 preferred", _of(stats.first_wins, self.decided)),
+            ("kept", share(stats.kept, stats.rows)),
+            ("ties, dropped", share(stats.ties, stats.rows)),
+            ("without a label, dropped", share(stats.unlabelled, stats.rows)),
+            ("identical images, dropped", share(stats.identical, stats.rows)),
+            ("bad", share(stats.bad, stats.rows)),
+            ("image 0 preferred", share(stats.first_wins, self.decided)),
             ("distinct captions" if self.captions == "dual" else "distinct prompts", f"{self.prompts:,}"),
             ("characters a caption", _quantiles(self.caption_lengths)),
         ]
         common = self.sizes.most_common(_SIZES_SHOWN)
-        rows += [(f"images of {w} x {h}", _of(n, self.sizes.total())) for (w, h), n in common]
+        rows += [(f"images of {w} x {h}", share(n, self.sizes.total())) for (w, h), n in common]
         other = self.sizes.total() - sum(n for _, n in common)
         if other:
             rows.append(
-                (f"images of {len(self.sizes) - len(common)} other sizes", _of(other, self.sizes.total()))
+                (f"images of {len(self.sizes) - len(common)} other sizes", share(other, self.sizes.total()))
             )
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        if stats.bad:
-            lines += ["", f"bad rows ({share:.2%}; training stops above data.max_bad_share, 1 % by default):"]
-            lines += [f"  {bad.source}: {bad.reason}" for bad in stats.first_bad]
-            if stats.bad > len(stats.first_bad):
-                lines.append(f"  and {stats.bad - len(stats.first_bad):,} more")
-        return "\n".join(lines)
+        bad_share = f"{stats.bad / stats.rows:.2%}"
+        title = f"bad rows ({bad_share}; training stops above data.max_bad_share, 1 % by default):"
+        bad = [(row.source, row.reason) for row in stats.first_bad]
+        return "\n".join(aligned(rows) + named_rows(title, bad, stats.bad - len(bad)))
 
 
 def check(
@@ -117,10 +113,6 @@ def _captions(table: PairTable, captions: Captions) -> tuple[int, Counter[int]]:
         if len(hashes) >= _HASHES_AT_ONCE:
             seen, hashes = np.union1d(seen, np.array(hashes, np.uint64)), []
     return len(np.union1d(seen, np.array(hashes, np.uint64))), lengths
-
-
-def _of(part: int, whole: int) -> str:
-    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"
 
 
 def _quantiles(lengths: Counter[int]) -> str:

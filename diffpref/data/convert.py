@@ -30,7 +30,7 @@ from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, wri
 from diffpref.data.parts import PartWriter, await_writer, part_path, part_schema, staged
 from diffpref.data.sources import SOURCES, hub, open_source
 from diffpref.data.sources.base import Candidate, Request, Source
-from diffpref.engine import ENGINES, Engine, Worker, run_units
+from diffpref.engine import Engine, Worker, require_engine, require_shard, run_units
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_text, resolve, resolve_or_hub_id
 
@@ -99,13 +99,10 @@ def convert(
 
 
 def _check_options(options: ConvertOptions) -> None:
-    index, count = options.shard
     if options.format != "auto" and options.format not in SOURCES:
         raise UserError(f"unknown format {options.format!r}", fix=f"formats: auto, {', '.join(SOURCES)}")
-    if not 0 <= index < count:
-        raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")
-    if options.engine not in ENGINES:
-        raise UserError(f"unknown engine {options.engine!r}", fix=f"engines: {', '.join(ENGINES)}")
+    require_shard(options.shard)
+    require_engine(options.engine)
     if options.rows_per_file < 1 or options.workers < 0:
         raise UserError("--rows-per-file must be at least 1, and --workers at least 0")
     if not 0.0 <= options.max_bad_share <= 1.0:

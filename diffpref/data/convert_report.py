@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from diffpref.data.pairs import stable_hash
 from diffpref.data.parts import Tally, read_tally
+from diffpref.data.report_text import aligned, named_rows, share
 from diffpref.data.sources.base import HARMLESS, REASONS, TIE
 
 _SIZES_SHOWN = 8
@@ -44,31 +45,26 @@ def build_report(parts: Sequence[Path]) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report as lines of text, the rows that were named last."""
     rows, kept = report["rows"], report["kept"]
-    lines = [("rows read", f"{rows:,}"), ("kept", _share(kept, rows))]
+    lines = [("rows read", f"{rows:,}"), ("kept", share(kept, rows))]
     lines += [
-        (f"dropped, {REASONS[reason]}", _share(count, rows))
+        (f"dropped, {REASONS[reason]}", share(count, rows))
         for reason, count in report["dropped"].items()
         if count
     ]
     decided = kept - report["labels"]["ties"]
-    lines.append(("image 0 preferred", _share(report["labels"]["image_0_preferred"], decided)))
+    lines.append(("image 0 preferred", share(report["labels"]["image_0_preferred"], decided)))
     if report["labels"]["ties"]:
-        lines.append(("ties, kept", _share(report["labels"]["ties"], kept)))
+        lines.append(("ties, kept", share(report["labels"]["ties"], kept)))
     lines.append(("distinct prompts", f"{report['distinct_prompts']:,}"))
     sizes = list(report["resolutions"].items())
     images = 2 * kept
-    lines += [(f"images of {size}", _share(count, images)) for size, count in sizes[:_SIZES_SHOWN]]
+    lines += [(f"images of {size}", share(count, images)) for size, count in sizes[:_SIZES_SHOWN]]
     other = sum(count for _, count in sizes[_SIZES_SHOWN:])
     if other:
-        lines.append((f"images of {len(sizes) - _SIZES_SHOWN} other sizes", _share(other, images)))
-    width = max(len(name) for name, _ in lines)
-    text = [f"{name:<{width}}  {value}" for name, value in lines]
-    if report["bad_rows"]:
-        text += ["", "dropped rows, but ties:"]
-        text += [f"  {bad['row']}: {bad['detail']}" for bad in report["bad_rows"]]
-        unnamed = rows - kept - report["dropped"][TIE] - len(report["bad_rows"])
-        text += [f"  and {unnamed:,} more"] if unnamed else []
-    return "\n".join(text)
+        lines.append((f"images of {len(sizes) - _SIZES_SHOWN} other sizes", share(other, images)))
+    bad = [(row["row"], row["detail"]) for row in report["bad_rows"]]
+    unnamed = rows - kept - report["dropped"][TIE] - len(bad)
+    return "\n".join(aligned(lines) + named_rows("dropped rows, but ties:", bad, unnamed))
 
 
 def _distinct_captions(parts: Sequence[Path]) -> int:
@@ -78,7 +74,3 @@ def _distinct_captions(parts: Sequence[Path]) -> int:
         captions = pq.read_table(part, columns=["caption"], memory_map=True).column("caption").to_pylist()
         seen = np.union1d(seen, np.array([stable_hash(caption) for caption in captions], np.uint64))
     return len(seen)
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"

@@ -8,11 +8,11 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,7 @@ GROUP_ROWS = 256
 GROUP_BYTES = 32 * 2**20
 NAMED_BAD_ROWS = 100
 TALLY = b"diffpref"
+T = TypeVar("T")
 
 
 @dataclass
@@ -95,11 +96,19 @@ def part_path(folder: Path, number: int) -> Path:
 
 def read_tally(path: Path) -> Tally:
     """The tally of a finished part. Raises UserError when the file is not one of ours or damaged."""
+    return read_footer(path, Tally.from_json, "convert")
+
+
+def read_footer(path: Path, parse: Callable[[dict[str, Any]], T], command: str) -> T:
+    """What `command` left in the footer of a part that it finished, parsed.
+
+    Raises UserError when the file is not one of its own or damaged.
+    """
     try:
-        return Tally.from_json(json.loads(pq.read_metadata(path).metadata[TALLY]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        return parse(json.loads(pq.read_metadata(path).metadata[TALLY]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a part that diffpref convert finished",
+            f"{path} is not a part that diffpref {command} finished",
             why=str(error).splitlines()[0] if str(error) else type(error).__name__,
             fix="remove that file, and the same command makes it again",
         ) from error

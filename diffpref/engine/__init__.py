@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from diffpref.engine.base import ENGINES, Engine, Job, Worker
+from diffpref.engine.base import ENGINES, Engine, Job, Worker, require_engine, require_shard
 from diffpref.engine.local import run_local
 from diffpref.engine.prefetch import ahead
-from diffpref.errors import UserError
 
-__all__ = ["ENGINES", "Engine", "Job", "Worker", "ahead", "run_units"]
+__all__ = ["ENGINES", "Engine", "Job", "Worker", "ahead", "require_engine", "require_shard", "run_units"]
 
 
 def run_units(
@@ -29,10 +28,6 @@ def run_units(
     its files stay), a worker that died, Ray missing or not to be reached.
     """
     engine = engine or Engine()
-    if engine.name not in ENGINES:
-        raise UserError(f"unknown engine {engine.name!r}", fix=f"engines: {', '.join(ENGINES)}")
-    if engine.workers < 0:
-        raise UserError(f"--workers must be at least 0, got {engine.workers}")
     if not units:
         return
     if engine.name == "ray":

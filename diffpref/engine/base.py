@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from diffpref.errors import UserError
+
 ENGINES = ("local", "ray")
 
 Worker = Callable[[int], Iterator[int]]
@@ -35,3 +37,21 @@ class Engine:
     name: str = "local"
     workers: int = 0
     on_device: bool = False
+
+    def __post_init__(self) -> None:
+        require_engine(self.name)
+        if self.workers < 0:
+            raise UserError(f"--workers must be at least 0, got {self.workers}")
+
+
+def require_engine(name: str) -> None:
+    """Raise UserError naming the engines unless `name` is one of them."""
+    if name not in ENGINES:
+        raise UserError(f"unknown engine {name!r}", fix=f"engines: {', '.join(ENGINES)}")
+
+
+def require_shard(shard: tuple[int, int]) -> None:
+    """Raise UserError unless `shard` is (i, n) with i from 0 to n - 1."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")

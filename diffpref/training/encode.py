@@ -18,7 +18,7 @@ from diffpref.data.cache import finish, full_disk_is_told, open_cache, prepare, 
 from diffpref.data.cache_need import check_room, describe, needs
 from diffpref.data.encoding import Encoder, Task
 from diffpref.data.pairs import PairTable
-from diffpref.engine import ENGINES, Engine, Worker, run_units
+from diffpref.engine import Engine, Worker, require_engine, require_shard, run_units
 from diffpref.errors import UserError
 from diffpref.families import Family, find_model
 from diffpref.training.run import cache_folder, open_tables, report_cache
@@ -161,10 +161,8 @@ def _encoders(family: Family) -> tuple[str, str]:
 def _share(options: EncodeOptions) -> tuple[int, int]:
     """(first, step): this process makes every step-th file from number `first` on, with those of a launch."""
     index, count = options.shard
-    if not 0 <= index < count:
-        raise UserError(f"--shard {index}/{count} is none", fix="I/N with I from 0 to N - 1, such as 0/4")
-    if options.engine not in ENGINES:  # before a model is loaded
-        raise UserError(f"unknown engine {options.engine!r}", fix=f"engines: {', '.join(ENGINES)}")
+    require_shard(options.shard)
+    require_engine(options.engine)  # before a model is loaded
     world = _world()
     if world > 1 and (options.workers or options.engine != "local"):
         raise UserError(

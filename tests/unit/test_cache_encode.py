@@ -121,6 +121,7 @@ def test_what_is_there_already_needs_no_room(make, monkeypatch):
     headers = 1500 * len(list(folder.rglob("*.safetensors")))
     monkeypatch.setattr(cache_need, "_free", lambda folder: whole - there + headers)
     make()
+    assert len(list(folder.rglob("manifest.json"))) == 2
 
 
 @pytest.mark.parametrize("without_manifest", [False, True])

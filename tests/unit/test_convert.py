@@ -239,6 +239,15 @@ PEAK = (
 """Not getrusage: a new process counts its parent's memory before exec there."""
 
 
+def _peak(source, out):
+    """Peak of the whole process in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, "convert", source, "--out", out, "--rows-per-file", "20000"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return int(done.stdout.split("peak ")[1]) / 1024
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "json"])
 def test_memory_does_not_grow_with_the_rows(tmp_path, kind):
@@ -260,10 +269,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, kind):
             source = place / "train.json"
             entry = {"file_path": ["r.png", "b.png"], "human_preference": [1, 0], "about": "x" * 2_000}
             source.write_text(json.dumps([entry | {"prompt": f"prompt {i}"} for i in range(count)]))
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, "convert", source, "--out", place / "out",
-             "--rows-per-file", "20000"], capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        peaks.append(int(done.stdout.split("peak ")[1]) / 1024)
-    # the further rows are 64 MiB (Parquet) and 16 MiB (JSON) of source
-    assert peaks[1] < peaks[0] + 14, f"8,000 rows more cost {peaks[1] - peaks[0]:.0f} MiB"
+        # the smaller of two: what the allocator keeps for itself differs by a MiB or two from run to run
+        peaks.append(min(_peak(source, place / out) for out in ("first", "second")))
+    assert peaks[1] < peaks[0] + 12, f"8,000 rows more cost {peaks[1] - peaks[0]:.0f} MiB"
