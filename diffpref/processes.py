@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from diffpref.errors import UserError
@@ -27,32 +27,43 @@ class Processes:
         return self.rank == 0
 
 
+def place_in_launch() -> Processes:
+    """This process among those that a launcher started, by its word: nobody is joined, and nobody waits.
+
+    Raises UserError when RANK, LOCAL_RANK or WORLD_SIZE is no number.
+    """
+    try:
+        rank, world, local = (
+            int(os.environ.get(name) or default)
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+    except ValueError as error:
+        raise UserError("RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers", why=str(error)) from error
+    return Processes(rank, world, local) if world > 1 else Processes()
+
+
 @contextlib.contextmanager
 def launched() -> Iterator[Processes]:
     """The processes that the launcher started, joined for the block; one when none did.
 
     Raises UserError when RANK, WORLD_SIZE and the address of the first process do not fit together.
     """
-    try:
-        world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    except ValueError as error:
-        raise UserError("RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers", why=str(error)) from error
-    if world == 1:
-        yield Processes()
+    place = place_in_launch()
+    if place.world == 1:
+        yield place
         return
     import torch.distributed as distributed
 
     try:
-        distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=WAIT_LIMIT)
+        distributed.init_process_group("gloo", rank=place.rank, world_size=place.world, timeout=WAIT_LIMIT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"process {rank} of {world} does not find the others",
+            f"process {place.rank} of {place.world} does not find the others",
             why=str(error).splitlines()[0],
             fix="start it with torchrun or accelerate launch, or unset WORLD_SIZE",
         ) from error
     try:
-        yield Processes(rank, world, local_rank, _wait)
+        yield replace(place, wait=_wait)
     finally:
         distributed.destroy_process_group()
 
@@ -70,12 +81,29 @@ def _wait() -> None:
 
 def refuse_several(command: str) -> None:
     """Raise UserError when a launcher started several processes of a command that shares no work."""
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    world = place_in_launch().world
+    if world > 1:
         raise UserError(
             f"diffpref {command} runs in one process",
-            why=f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and each process would do all the work",
+            why=f"WORLD_SIZE is {world}, and each process would do all the work",
             fix=f"start it as diffpref {command}",
         )
+
+
+def cpu_is_wanted() -> bool:
+    """Whether accelerate was told to use the CPU (ACCELERATE_USE_CPU), whatever else there is."""
+    from accelerate.utils import str_to_bool
+
+    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU") or "false"))
+
+
+def best_device() -> str:
+    """cuda, else mps, else cpu; cpu where accelerate was told so."""
+    import torch
+
+    if cpu_is_wanted():
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def choose_device(name: str | None, local_rank: int = 0) -> str:
@@ -85,8 +113,7 @@ def choose_device(name: str | None, local_rank: int = 0) -> str:
     """
     import torch
 
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = name or best_device()
     if name == "cuda" and local_rank:
         name = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
     try:

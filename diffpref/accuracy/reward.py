@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from diffpref.accuracy.pairs import LabelledPairs
 from diffpref.config import ModelConfig
 from diffpref.data.images import ImageError, PixelSample, as_tensor, decode_image, to_pixels
-from diffpref.data.sampler import pair_generator
 from diffpref.errors import UserError
 from diffpref.families import Family, load_family
 from diffpref.families.loading import weights_hash
 from diffpref.objectives.base import PairErrors
 from diffpref.pipelines import DTYPES, base_and_lora, load_pipeline
-from diffpref.training.batches import Batch
+from diffpref.training.batches import VALIDATION, Batch, draw_noise
 from diffpref.training.pair_errors import pair_errors
 
 
@@ -140,18 +139,16 @@ class ImplicitReward:
         latents: Tensor,
         conditioning: dict[str, Tensor],
     ) -> Batch:
-        def generator(purpose: str, pair: int) -> torch.Generator:
-            return pair_generator(self.options.seed, f"validation-{purpose}", draw, pairs.pair_id(pair))
-
-        low, high = self.options.low, self.high + 1
-        noise = [torch.randn(latents.shape[1:], generator=generator("noise", pair)) for pair in chosen]
-        steps = [torch.randint(low, high, (), generator=generator("timestep", pair)) for pair in chosen]
+        keys = [(draw, pairs.pair_id(pair)) for pair in chosen]
+        noise, timesteps = draw_noise(
+            self.options.seed, VALIDATION, keys, latents.shape[1:], (self.options.low, self.high)
+        )
         return Batch(
             pairs=chosen,
             draws=[draw] * len(chosen),
             latents=latents,
-            noise=torch.stack(noise).to(self._device).repeat(2, 1, 1, 1),
-            timesteps=torch.stack(steps).to(self._device).repeat(2),
+            noise=noise.to(self._device).repeat(2, 1, 1, 1),
+            timesteps=timesteps.to(self._device).repeat(2),
             conditioning=conditioning,
         )
 

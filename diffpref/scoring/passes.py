@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffpref.data.images import ImageError, decode_for_scoring
+from diffpref.engine import ahead
 from diffpref.environment import usable_cores
 from diffpref.errors import UserError
 from diffpref.image_tables import ImageRow
@@ -52,7 +54,6 @@ def score_blocks(
     mine = range(processes.rank, -(-len(images) // size), processes.world)
     total = sum(min(size, len(images) - block * size) for block in mine)
     with (
-        ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(min(_DECODERS, usable_cores())) as decoders,
         tqdm(total=total, unit="image", desc=title, disable=not processes.main, file=sys.stderr) as bar,
     ):
@@ -60,12 +61,13 @@ def score_blocks(
         def prepare(block: int) -> _Block:
             return _prepare(block, images[block * size : (block + 1) * size], judges, folder, earlier)
 
-        for block in _ahead(reader, prepare, mine):
-            if block.judges:
-                for judge, table in _judge(block, batch, decoders, bar.update):
-                    judge.write_part(folder, block.number, table)
-            else:
-                bar.update(len(block.rows))
+        with contextlib.closing(ahead(map(prepare, mine))) as blocks:
+            for block in blocks:
+                if block.judges:
+                    for judge, table in _judge(block, batch, decoders, bar.update):
+                        judge.write_part(folder, block.number, table)
+                else:
+                    bar.update(len(block.rows))
 
 
 def gather(images: Sequence[ImageRow], judges: Sequence[Judge], folder: Path, batch: int) -> pa.Table:
@@ -113,18 +115,6 @@ class _Block:
     datas: list[bytes | ImageError]
     keys: pa.Table
     judges: list[Judge]
-
-
-def _ahead(reader: ThreadPoolExecutor, prepare: Any, blocks: Sequence[int]) -> Iterator[_Block]:
-    """Blocks in order, the next one being read while one is in use."""
-    coming: Future[_Block] | None = None
-    for number in blocks:
-        following = reader.submit(prepare, number)
-        if coming is not None:
-            yield coming.result()
-        coming = following
-    if coming is not None:
-        yield coming.result()
 
 
 def _prepare(

@@ -14,6 +14,9 @@ from diffpref.data.cached import EncodedPairs, LatentPairs
 from diffpref.data.sampler import pair_generator
 from diffpref.families.base import Conditioning, Family
 
+VALIDATION = "validation-"
+"""The stream of random numbers of held-out draws."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -28,6 +31,27 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
     conditioning: Conditioning
+
+
+def draw_noise(
+    seed: int,
+    stream: str,
+    keys: Sequence[tuple[int, int]],
+    shape: Sequence[int],
+    timesteps: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Noise fp32 [B, *shape] and timesteps int64 [B], one for each (draw, pair id) of keys.
+
+    stream: "" in training, VALIDATION on held-out draws. timesteps: the lowest and the highest, both
+    included.
+    """
+    low, high = timesteps
+    noise = [torch.randn(*shape, generator=pair_generator(seed, f"{stream}noise", *key)) for key in keys]
+    steps = [
+        torch.randint(low, high + 1, (), generator=pair_generator(seed, f"{stream}timestep", *key))
+        for key in keys
+    ]
+    return torch.stack(noise), torch.stack(steps)
 
 
 class BatchBuilder:
@@ -68,9 +92,7 @@ class BatchBuilder:
         """Pairs on held-out draw number `draw`: the latents' means, the same timestep and noise at every
         call."""
         keys = [(draw, self._cache.pair_ids[pair]) for pair in pairs]
-        return self._batch(
-            "validation-", keys, pairs, self._cache.latents(pairs), self._cache.captions(pairs)
-        )
+        return self._batch(VALIDATION, keys, pairs, self._cache.latents(pairs), self._cache.captions(pairs))
 
     def _flips(self, draw: int, pair_id: int) -> tuple[bool, bool]:
         """Whether to mirror the winner and the loser."""
@@ -89,14 +111,9 @@ class BatchBuilder:
         captions: Tensor,
     ) -> Batch:
         """keys: (draw, pair id) of each pair. captions: int64 [B, 2]."""
-        train, shape = self._config.train, latents.mean.shape[2:]
-        noise = torch.stack([self._normal(f"{stream}noise", *key, shape) for key in keys])
-        low, high = train.min_timestep, train.max_timestep + 1
-        timesteps = torch.stack(
-            [
-                torch.randint(low, high, (), generator=self._generator(f"{stream}timestep", *key))
-                for key in keys
-            ]
+        train = self._config.train
+        noise, timesteps = draw_noise(
+            self._config.seed, stream, keys, latents.mean.shape[2:], (train.min_timestep, train.max_timestep)
         )
         original, crop = _winners_first(latents.original), _winners_first(latents.crop)
         sizes = self._family.size_conditioning(original, crop, torch.tensor(latents.size).expand_as(crop))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import str_to_bool
 
 from diffpref.config import TrainConfig
 from diffpref.data.cache import finish, full_disk_is_told, open_cache, prepare, progress_bar
@@ -21,6 +20,7 @@ from diffpref.data.pairs import PairTable
 from diffpref.engine import Engine, Worker, require_engine, require_shard, run_units
 from diffpref.errors import UserError
 from diffpref.families import Family, find_model
+from diffpref.processes import Processes, best_device, choose_device, cpu_is_wanted, place_in_launch
 from diffpref.training.run import cache_folder, open_tables, report_cache
 from diffpref.training.setup import check_model, set_numerics
 from diffpref.training.stop import Stopped, StopRequest
@@ -48,7 +48,8 @@ def encode(config: TrainConfig, options: EncodeOptions | None = None) -> Path:
     that is too small, a damaged file, too many bad rows.
     """
     options = options or EncodeOptions()
-    first, step = _share(options)
+    place = place_in_launch()
+    first, step = _share(options, place)
     folder, named = cache_folder(config), bool(config.data.cache_dir)
     set_numerics(config)
     tables = open_tables(config, first == 0)
@@ -62,7 +63,7 @@ def encode(config: TrainConfig, options: EncodeOptions | None = None) -> Path:
     job = EncodeJob(config, tables, tasks, os.getcwd(), _threads(config, options), _encoders(family), family)
     try:
         with full_disk_is_told(folder):
-            _run(job, options, first == 0)
+            _run(job, options, place.world == 1, first == 0)
             missing = sum(finish(parts[name], folder / name) for name in parts)
     except Stopped:
         log.info("stopped; the same command continues the cache")
@@ -101,7 +102,7 @@ class EncodeJob:
         if family is None:
             family = self._load()
             data = replace(data, workers=0)  # a worker decodes ahead in a thread; more workers decode more
-        family.to(torch.device(device or _device()))
+        family.to(torch.device(choose_device(device or None, place_in_launch().local_rank)))
         encoders = {name: Encoder(table, family, data) for name, table in self.tables.items()}
 
         def worker(unit: int) -> Iterator[int]:
@@ -124,9 +125,9 @@ class EncodeJob:
         return family
 
 
-def _run(job: EncodeJob, options: EncodeOptions, shown: bool) -> None:
+def _run(job: EncodeJob, options: EncodeOptions, alone: bool, shown: bool) -> None:
     """Make the files. A local run stops at a signal, between two batches; Ray answers signals itself."""
-    engine = Engine(options.engine, options.workers, on_device=_world() == 1 and not _cpu_is_wanted())
+    engine = Engine(options.engine, options.workers, on_device=alone and not cpu_is_wanted())
     several = engine.workers > 0 or engine.name == "ray"
     if several and job.config.data.workers and job.config.data.cache_latents:
         log.warning("data.workers has no effect: each of several processes decodes by itself")
@@ -158,40 +159,23 @@ def _encoders(family: Family) -> tuple[str, str]:
     return hashes["vae"], hashes["text"]
 
 
-def _share(options: EncodeOptions) -> tuple[int, int]:
+def _share(options: EncodeOptions, place: Processes) -> tuple[int, int]:
     """(first, step): this process makes every step-th file from number `first` on, with those of a launch."""
     index, count = options.shard
     require_shard(options.shard)
     require_engine(options.engine)  # before a model is loaded
-    world = _world()
-    if world > 1 and (options.workers or options.engine != "local"):
+    if place.world > 1 and (options.workers or options.engine != "local"):
         raise UserError(
             "--workers and --engine ray do not go with accelerate launch or torchrun",
-            why=f"{world} processes were launched already",
+            why=f"{place.world} processes were launched already",
             fix="leave out the one or the other",
         )
-    return index * world + int(os.environ.get("RANK", "0")), count * world
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return index * place.world + place.rank, count * place.world
 
 
 def _threads(config: TrainConfig, options: EncodeOptions) -> int:
     """Threads of each local worker, unless train.threads says it: together no more than this process would
     take. Ray sets its own."""
-    if config.train.threads or options.engine != "local" or options.workers < 2 or _device() != "cpu":
+    if config.train.threads or options.engine != "local" or options.workers < 2 or best_device() != "cpu":
         return 0
     return max(1, torch.get_num_threads() // options.workers)
-
-
-def _cpu_is_wanted() -> bool:
-    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
-
-
-def _device() -> str:
-    if _cpu_is_wanted():
-        return "cpu"
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}" if _world() > 1 else "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, str_to_bool
+from accelerate.utils import InitProcessGroupKwargs
 from PIL import Image
 
 from diffpref.config import TrainConfig
@@ -19,6 +19,7 @@ from diffpref.data.buckets import equal_area
 from diffpref.errors import UserError
 from diffpref.evaluators import load_evaluators
 from diffpref.families.base import Family
+from diffpref.processes import best_device
 from diffpref.training.distributed import DEEPSPEED, FSDP, strategy
 from diffpref.training.tracking import check_trackers
 
@@ -139,9 +140,7 @@ def _check_packages(config: TrainConfig) -> None:
 
 
 def _check_device(config: TrainConfig) -> None:
-    on_cpu = str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) or not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    )
+    on_cpu = best_device() == "cpu"
     if on_cpu and config.train.mixed_precision == "fp16":
         raise UserError(
             'train.mixed_precision = "fp16" does not work on the CPU',
