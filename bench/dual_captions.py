@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes import Combination, Judging, Sweep
+from script import printed
 
 from diffpref.captions import CAPTIONERS, LEVELS, PERTURBERS
 from diffpref.captions.build import CaptionOptions, caption
-from diffpref.errors import UserError
 
 PAIRS = "tiny:pairs/train.parquet"
 RECIPE = "tiny-dcpo"
@@ -59,17 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     captioned = values.out / "pairs"
-    try:
+
+    def run() -> str:
         for name, options in methods().items():
             print(f"\n== captions of {name}", flush=True)
             caption(PAIRS, captioned / name, options)
         judging = Judging(values.suite, values.limit, 40, ("oracle",))
-        text = Sweep(values.out, judging).run(plan(captioned, values.seeds, values.threads), "dpo")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"\n{text}")
-    return 0
+        return "\n" + Sweep(values.out, judging).run(plan(captioned, values.seeds, values.threads), "dpo")
+
+    return printed(run)
 
 
 if __name__ == "__main__":

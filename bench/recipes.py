@@ -27,6 +27,7 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from recipe_tables import Finished, tables
+from script import printed
 
 from diffpref.config import TrainConfig, load_train_config, to_dict
 from diffpref.errors import UserError, nearest
@@ -261,14 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     judging = Judging(values.suite, values.limit, values.batch, tuple(values.evaluators.split(",")))
-    try:
+
+    def run() -> str:
         plan = combinations(values.recipes, values.set, values.vary, values.seeds)
-        text = Sweep(values.out, judging, values.keep_checkpoints).run(plan, values.against)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"\n{text}")
-    return 0
+        return "\n" + Sweep(values.out, judging, values.keep_checkpoints).run(plan, values.against)
+
+    return printed(run)
 
 
 if __name__ == "__main__":

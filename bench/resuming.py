@@ -31,12 +31,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from racing import spread
 from samples import noise_pairs, take_pairs
+from script import printed
 from tqdm import tqdm
 
 from diffpref.config import TrainConfig
 from diffpref.config.loading import parse_train_config
 from diffpref.environment import usable_cores
-from diffpref.errors import UserError
 from diffpref.families.miniature import stable_diffusion
 from diffpref.training.checkpoint import Checkpoints
 from diffpref.training.run import train
@@ -181,13 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write every round's time here")
     values = parser.parse_args(arguments)
     logging.getLogger("diffpref").setLevel(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            print(run(values, Path(work)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with tempfile.TemporaryDirectory() as work:
+        return printed(lambda: run(values, Path(work)))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from loops import BETA, Bare, Usual
 from PIL import Image
 from racing import CLOCKS, Contender, race, spread
 from samples import noise_pairs, take_pairs
+from script import printed
 from tqdm import tqdm
 
 from diffpref.config import TrainConfig
@@ -229,13 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--json", type=Path, help="also write every round's time here")
     values = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            print(run(values, Path(work)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with tempfile.TemporaryDirectory() as work:
+        return printed(lambda: run(values, Path(work)))
 
 
 if __name__ == "__main__":
