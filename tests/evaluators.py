@@ -1,9 +1,8 @@
-"""A small real evaluator for tests, and the command line with it: `python -m tests.evaluators score ...`."""
+"""A small real evaluator for tests, and the command line with it."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffpref import cli
 from diffpref.evaluators import EVALUATORS, Column, Runtime
 
 
@@ -52,13 +52,12 @@ class SmallNet:
         return self.explain(images, prompts)[0]
 
 
-if __name__ == "__main__":
-    from diffpref.cli import main
-
+def main(arguments: list[str]) -> int:
+    """The command line with it. SMALLNET_LOG: a file to which the number of scored images is added."""
     loaded: list[SmallNet] = []
     EVALUATORS["smallnet"] = lambda runtime: loaded.append(SmallNet(runtime)) or loaded[-1]
-    code = main()
+    code = cli.main(arguments)
     if os.environ.get("SMALLNET_LOG"):
         with open(os.environ["SMALLNET_LOG"], "a") as log:
             log.write(f"{loaded[0].scored}\n")
-    sys.exit(code)
+    return code

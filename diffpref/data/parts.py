@@ -25,6 +25,7 @@ from diffpref.paths import sync_folder
 GROUP_ROWS = 256
 GROUP_BYTES = 32 * 2**20
 NAMED_BAD_ROWS = 100
+PATIENCE = 60.0  # seconds to wait for another writer of a file
 TALLY = b"diffpref"
 T = TypeVar("T")
 
@@ -181,10 +182,10 @@ def staged(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def await_writer(path: Path, patience: float = 60.0) -> None:
-    """Wait while another process writes `path`, up to `patience` seconds: workers on a cluster can outlive a
+def await_writer(path: Path) -> None:
+    """Wait while another process writes `path`, up to PATIENCE seconds: workers on a cluster can outlive a
     command that was killed, and what they finish need not be made again."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             with open(_staging(path), "r+b") as stream:

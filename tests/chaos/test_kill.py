@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 
 import torch
 from safetensors.torch import load_file
 
 from diffpref.families.miniature import stable_diffusion
-from tests.miniatures import config, diffpref, environment, metrics, rows, write_config, write_pairs
+from tests.forked import start
+from tests.miniatures import config, metrics, rows, write_config, write_pairs
 
 KILLS = 10
 STEPS = 60
@@ -24,37 +23,30 @@ CHANGES = {
 def test_killed_ten_times_equals_never_killed(tmp_path):
     model = stable_diffusion(tmp_path / "model")
     pairs = write_pairs(tmp_path / "pairs.parquet", rows(300))
-    whole = diffpref(
-        "train", write_config(tmp_path / "whole.toml", config(model, pairs, tmp_path / "whole", **CHANGES))
-    )
-    assert whole.returncode == 0, whole.stderr
+    tree = config(model, pairs, tmp_path / "whole", **CHANGES)
+    start(tmp_path / "log", "train", write_config(tmp_path / "whole.toml", tree)).finish()
     path = write_config(tmp_path / "killed.toml", config(model, pairs, tmp_path / "killed", **CHANGES))
     moments = random.Random(20)
     folder, kills, reached = tmp_path / "killed", 0, 0
     while kills < KILLS:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "diffpref", "train", str(path)],
-            env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        run = start(tmp_path / "log", "train", path)
         # the first kills hit the cache, the others the steps and their saves, which take most of the time
         # here
         if kills < 2:
             before = files(folder / "cache")
-            wait(process, lambda before=before: files(folder / "cache") != before)
+            wait(run, lambda before=before: files(folder / "cache") != before)
         else:
             goal = last_step(folder) + moments.randint(1, 4)
-            wait(process, lambda goal=goal: last_step(folder) >= goal)
+            wait(run, lambda goal=goal: last_step(folder) >= goal)
         time.sleep(moments.uniform(0.0, 0.1))
-        if process.poll() is not None:
+        if not run.running():
             break
-        process.kill()
-        process.wait()
+        run.kill()
         kills += 1
         reached = max(reached, last_step(folder))
     assert kills >= 8, f"the run ended after {kills} kills: make it longer"
     assert reached >= 8
-    done = diffpref("train", path)
-    assert done.returncode == 0, done.stderr
+    start(tmp_path / "log", "train", path).finish()
     assert metrics(folder) == metrics(tmp_path / "whole")
     for file in (
         "model/unet/diffusion_pytorch_model.safetensors",
@@ -68,8 +60,8 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
     assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"step-{STEPS}"]
 
 
-def wait(process, condition):
-    while process.poll() is None and not condition():
+def wait(run, condition):
+    while run.running() and not condition():
         time.sleep(0.001)
 
 

@@ -1,32 +1,31 @@
 """`kill -9` of `diffpref encode` at random moments: the bytes are those of a cache never killed, and a
-finished file is never made again. Processes are forked from this one, which spares them the imports."""
+finished file is never made again."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
 import random
-import signal
-import sys
-import threading
 import time
 
 import pytest
-from tqdm import tqdm
 
+from diffpref import cli
 from diffpref.data import cache_parts
 from diffpref.families.miniature import stable_diffusion
+from tests import forked
 from tests.miniatures import config, rows, write_config, write_pairs
 
 PAIRS = 360
 
 
+def encode(arguments):
+    """In files of 4 pairs and 3 captions."""
+    cache_parts.SHARD_PAIRS, cache_parts.SHARD_CAPTIONS = 4, 3
+    return cli.main(arguments)
+
+
 @pytest.fixture
-def start(tmp_path, monkeypatch):
-    """start(folder, *options): a process that encodes into it, in files of 4 pairs and 3 captions."""
-    monkeypatch.setattr(cache_parts, "SHARD_PAIRS", 4)
-    monkeypatch.setattr(cache_parts, "SHARD_CAPTIONS", 3)
+def start(tmp_path):
+    """start(folder, *options): a process that encodes into it."""
     table = rows(PAIRS)
     for number, row in enumerate(table):
         row["caption"] = f"{row['caption']} {number % 100}"
@@ -36,24 +35,10 @@ def start(tmp_path, monkeypatch):
     path = write_config(tmp_path / "c.toml", tree)
 
     def run(folder, *options):
-        arguments = ["encode", str(path), "--data.cache_dir", str(folder), *options]
-        process = multiprocessing.get_context("fork").Process(target=encode, args=(arguments,))
-        process.start()
-        while process.is_alive() and os.getpgid(process.pid) != process.pid:
-            time.sleep(0.01)  # until it has a group of its own, which can be killed as a whole
-        return process
+        words = ["encode", path, "--data.cache_dir", folder, *options]
+        return forked.start(tmp_path / "log", *words, main=encode)
 
     return run
-
-
-def encode(arguments):
-    from diffpref.cli import main
-
-    os.setsid()
-    tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one is killed that holds it
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    logging.getLogger().handlers.clear()
-    sys.exit(main(arguments))
 
 
 def shards(folder):
@@ -75,24 +60,18 @@ def contents(folder):
     ),
 ], ids=["one", "workers", "ray"])  # fmt: skip
 def test_killed_at_random_moments_equals_never_killed(start, tmp_path, options, kills):
-    whole = start(tmp_path / "whole")
-    whole.join()
-    assert whole.exitcode == 0
+    start(tmp_path / "whole").finish()
     moments, folder = random.Random(112), tmp_path / "killed"
     before, done, left_staged, began = {}, 0, 0, 0
     while done < kills:
         process = start(folder, *options)
         goal = len(before) + moments.randint(0, 4)
-        while process.is_alive() and (len(shards(folder)) < goal or not (folder / "train").exists()):
+        while process.running() and (len(shards(folder)) < goal or not (folder / "train").exists()):
             time.sleep(0.01)  # looking takes time that the others need
         time.sleep(moments.uniform(0.0, 0.1))
-        if not process.is_alive():
+        if not process.running():
             break
-        if "ray" in options:  # whose own processes notice the end of the command
-            process.kill()
-        else:  # with its workers, which would clean up after it
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+        process.kill(alone="ray" in options)  # Ray's own processes notice the end of the command
         done += 1
         left_staged += any(path.name.endswith(".tmp") for path in folder.rglob(".*"))
         now = shards(folder)
@@ -101,8 +80,6 @@ def test_killed_at_random_moments_equals_never_killed(start, tmp_path, options, 
     assert done == kills, f"the cache was complete after {done} kills: give it more pairs"
     assert left_staged, "no kill hit a file that was being written"
     assert began >= kills // 2
-    last = start(folder, *options)
-    last.join()
-    assert last.exitcode == 0
+    start(folder, *options).finish()
     assert before.items() <= shards(folder).items()
     assert contents(folder) == contents(tmp_path / "whole")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffpref.families.miniature import stable_diffusion
+from tests import forked
 from tests.miniatures import config, diffpref_here, environment, metrics, rows, write_config, write_pairs
 
 CHANGES = {"train__steps": 4, "train__micro_batch": 1, "data__prompt_dropout": 0.2, "validation__pairs": 3}
@@ -36,12 +37,21 @@ def write(world, tmp_path, name, **changes):
 
 
 def two_processes(path, **environ):
+    """Their exit codes, and what they printed."""
+    processes = forked.launch(2, path.with_suffix(".log"), "train", path, **environ)
+    codes = [process.wait() for process in processes]
+    return codes, "\n".join(process.printed() for process in processes)
+
+
+def torchrun(path):
+    """The same by the launcher itself."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d",
         "--rdzv-endpoint", "localhost:0", "-m", "diffpref", "train", str(path),
     ]  # fmt: skip
-    environ = environment(ACCELERATE_USE_CPU="true", **environ)
-    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300, check=False)
+    environ = environment(ACCELERATE_USE_CPU="true")
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300, check=False)
+    return [done.returncode] * 2, done.stderr
 
 
 # what accelerate launch sets for fsdp2.yaml and deepspeed-zero2.yaml
@@ -75,8 +85,9 @@ with_deepspeed = pytest.mark.skipif(
 def test_two_processes_train_what_one_trains(world, tmp_path, launch, changes):
     code, printed = diffpref_here("train", write(world, tmp_path, "one", **changes))
     assert code == 0, printed
-    two = two_processes(write(world, tmp_path, "two", **changes), **launch)
-    assert two.returncode == 0, two.stderr
+    path = write(world, tmp_path, "two", **changes)
+    codes, printed = two_processes(path, **launch) if launch or changes else torchrun(path)
+    assert codes == [0, 0], printed
     strategy = json.loads((tmp_path / "two/manifest.json").read_text())["strategy"]
     assert strategy == ("fsdp2" if "FSDP_VERSION" in launch else "zero2" if launch is ZERO2 else "replicated")
     for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
@@ -110,11 +121,10 @@ def test_a_sharded_run_resumes_to_the_same_bits(world, tmp_path, launch):
         "train__ema_decay": 0.9, "checkpoint__every": 0, "sampling__count": 2, "sampling__steps": 2,
         "validation__pairs": 1,
     }  # fmt: skip
-    assert two_processes(write(world, tmp_path, "run", train__steps=2, **changes), **launch).returncode == 0
-    done = two_processes(write(world, tmp_path, "run", **changes), **launch)
-    assert done.returncode == 0, done.stderr
-    whole = two_processes(write(world, tmp_path, "whole", **changes), **launch)
-    assert whole.returncode == 0, whole.stderr
+    for name, steps in (("run", 2), ("run", 4), ("whole", 4)):
+        path = write(world, tmp_path, name, **changes | {"train__steps": steps})
+        codes, printed = two_processes(path, **launch)
+        assert codes == [0, 0], printed
     for name in ("weights", "optimizer", "average"):
         file = f"checkpoints/step-4/{name}.safetensors"
         a, b = load_file(tmp_path / "run" / file), load_file(tmp_path / "whole" / file)
@@ -144,9 +154,9 @@ def test_another_number_of_processes_cannot_resume(world, tmp_path):
     path = write(world, tmp_path, "run", data__validation="", train__steps=2)
     assert diffpref_here("train", path)[0] == 0
     path = write(world, tmp_path, "run", data__validation="", train__steps=4)
-    refused = two_processes(path)
-    assert refused.returncode != 0
-    assert "was trained by 1 process(es), now there are 2" in refused.stderr
+    codes, printed = two_processes(path)
+    assert codes == [2, 2]
+    assert "was trained by 1 process(es), now there are 2" in printed
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-2"]
 
 
@@ -159,7 +169,7 @@ def test_processes_that_do_not_find_one_another_are_refused(world, tmp_path, mon
 
 
 def test_a_batch_that_does_not_divide_is_refused(world, tmp_path):
-    done = two_processes(write(world, tmp_path, "run", train__batch_size=5, train__micro_batch=0))
-    assert done.returncode != 0
-    assert "does not divide over 2 processes" in done.stderr
+    codes, printed = two_processes(write(world, tmp_path, "run", train__batch_size=5, train__micro_batch=0))
+    assert codes == [2, 2]
+    assert "does not divide over 2 processes" in printed
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -18,12 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffpref import cli
 from diffpref.families.miniature import stable_diffusion
+from tests.forked import start
 from tests.miniatures import (
     config,
-    diffpref,
     diffpref_here,
-    environment,
     metrics,
     rows,
     write_config,
@@ -128,20 +126,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path):
     whole, _ = run(world, tmp_path, "whole", **changes)
     tree = config(world / "model", world / "pairs.parquet", tmp_path / "stopped", **changes)
     path = write_config(tmp_path / "stopped.toml", tree)
-    command = [sys.executable, "-m", "diffpref", "train", str(path)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = start(tmp_path / "log", "train", path)
     rows_file = tmp_path / "stopped/metrics.jsonl"
-    while process.poll() is None and not (rows_file.exists() and rows_file.read_text().count("\n") >= 2):
+    while process.running() and not (rows_file.exists() and rows_file.read_text().count("\n") >= 2):
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, printed
-    assert "continues the run" in printed
+    os.kill(process.pid, signal.SIGTERM)
+    assert "continues the run" in process.finish()
     assert not (tmp_path / "stopped/model").exists()
     assert len(list((tmp_path / "stopped/checkpoints").iterdir())) == 1
-    done = diffpref("train", path)
-    assert done.returncode == 0, done.stderr
-    assert "continuing" in done.stderr
+    assert "continuing" in start(tmp_path / "log", "train", path).finish()
     assert metrics(tmp_path / "stopped") == metrics(whole)
     assert same(weights(tmp_path / "stopped"), weights(whole))
     for name in ("weights", "optimizer", "average"):
@@ -444,25 +437,24 @@ def test_a_named_cache_of_another_model_is_refused(world, tmp_path):
     run(world, tmp_path, data__cache_dir=cache)
 
 
+def on_a_full_disk(arguments):
+    """No file may be larger than 100 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    return cli.main(arguments)
+
+
 def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(world, tmp_path):
     """The limit on file size stands for a full disk: LoRA weights of step 2 fit, a grown metrics file is not
     hit."""
     folder, _ = run(world, tmp_path, train__steps=2)
     tree = config(world / "model", world / "pairs.parquet", folder, train__steps=4)
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = subprocess.run(
-        [sys.executable, "-m", "diffpref", "train", str(write_config(tmp_path / "full.toml", tree))],
-        capture_output=True, text=True, env=environment(), preexec_fn=limit, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "no room on the disk" in done.stderr
+    path = write_config(tmp_path / "full.toml", tree)
+    done = start(tmp_path / "log", "train", path, main=on_a_full_disk)
+    assert done.wait() == 2, done.printed()
+    assert "no room on the disk" in done.printed()
     assert os.listdir(folder / "checkpoints") == ["step-2"]
-    again = diffpref("train", tmp_path / "full.toml")
-    assert again.returncode == 0, again.stderr
+    start(tmp_path / "log", "train", path).finish()
     assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
 
 

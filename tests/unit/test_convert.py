@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from diffpref.data import convert as stage
+from diffpref.data import parts
 from diffpref.data.convert import ConvertOptions, convert
 from diffpref.data.sources.base import REASONS
 from tests.convert_files import (
@@ -205,7 +206,8 @@ def test_a_dataset_of_the_hub_from_its_cache(tmp_path):
     assert len(rows_of(tmp_path / "test")) == 2
 
 
-def test_two_processes_do_not_write_one_part(tmp_path):
+def test_two_processes_do_not_write_one_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PATIENCE", 0.2)
     source = write(tmp_path / "a.parquet", [row()])
     (tmp_path / "out").mkdir()
     run(source, tmp_path / "out")
