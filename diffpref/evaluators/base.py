@@ -18,7 +18,8 @@ class Column:
     """How one column of scores is to be read.
 
     ``share`` marks values in [0, 1] that are shown in percent; ``per_image`` columns (text, say) are shown
-    beside an image and never averaged.
+    beside an image and never averaged. ``over_kinds``: the mean of a suite is that of its kinds' means, so
+    that every kind of prompt counts the same.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Column:
     higher_is_better: bool = True
     share: bool = False
     per_image: bool = False
+    over_kinds: bool = False
 
 
 @dataclass(frozen=True)

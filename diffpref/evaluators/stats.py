@@ -175,6 +175,50 @@ def bootstrap_ratios(
     return ends[0] if array.ndim == 1 else ends
 
 
+def kind_weights(kinds: ArrayLike) -> Floats:
+    """[P] weights of mean 1 that make a mean over prompts the mean of the kinds' means."""
+    _, inverse, counts = np.unique(np.asarray(kinds), return_inverse=True, return_counts=True)
+    return len(inverse) / (len(counts) * counts[inverse].astype(np.float64))
+
+
+def bootstrap_over_kinds(
+    values: ArrayLike,
+    kinds: ArrayLike,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Floats:
+    """Intervals of the mean of the kinds' means, as `bootstrap_means` makes them, from the same resamples.
+
+    A kind that a resample misses is left out of it. A kind of one prompt shows no spread: the interval
+    is too narrow then.
+
+    Args:
+        values: [P] or [P, K], one row per prompt. kinds: [P].
+
+    Returns:
+        [2] or [K, 2]: lower and upper end.
+    """
+    array = _finite(values)
+    columns = array.reshape(len(array), -1)
+    _, inverse = np.unique(np.asarray(kinds), return_inverse=True)
+    members = np.eye(inverse.max() + 1)[inverse]  # [P, kinds]
+    generator = np.random.default_rng(seed)
+    parts = []
+    for size in _chunks(resamples, len(columns)):
+        drawn = _resample_counts(generator, size, len(columns))
+        counts = drawn @ members
+        with np.errstate(invalid="ignore"):
+            means = [
+                drawn @ (columns * own[:, None]) / count[:, None]
+                for own, count in zip(members.T, counts.T, strict=True)
+            ]
+        parts.append(np.nanmean(means, axis=0))
+    tail = expanded_tail(len(columns) - members.shape[1] + 1, confidence)
+    ends = np.quantile(np.concatenate(parts), [tail, 1 - tail], axis=0).T
+    return ends[0] if array.ndim == 1 else ends
+
+
 def expanded_tail(prompts: int, confidence: float = CONFIDENCE) -> float:
     """Share of resamples to cut off at each end: ``Phi(-sqrt(n / (n - 1)) t)``, with t of n - 1 degrees.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,12 @@ def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed:
     metrics, primary = base.metrics, _primary(base)
     complete = _complete(folders, metrics)
     averages = {folder.name: _averages(folder, metrics, complete) for folder in folders}
-    directions = np.array([1.0 if base.columns[m].higher_is_better else -1.0 for m in metrics])
+    columns = [base.columns[metric] for metric in metrics]
+    directions = np.array([1.0 if column.higher_is_better else -1.0 for column in columns])
     prompts = _prompts([row for row, whole in zip(base.rows, complete, strict=True) if whole])
-    results = _results(averages, base.name, metrics, directions, resamples, seed)
+    kinds = np.array([prompt["kind"] for prompt in prompts])
+    means = _Means(kinds, np.array([column.over_kinds for column in columns]), resamples, seed)
+    results = _results(averages, base.name, metrics, directions, means)
     _correct(results, [c.name for c in candidates], metrics)
     for index, prompt in enumerate(prompts):
         prompt["scores"] = {
@@ -55,7 +59,7 @@ def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed:
         "epsilon": EPSILON,
         "metrics": {name: _describe(base, name, results[base.name][name]["interval"]) for name in metrics},
         "results": results,
-        "kinds": _by_kind(prompts, averages, base.name, metrics, directions, resamples, seed),
+        "kinds": _by_kind(averages, base.name, metrics, directions, means),
         "distributions": {
             metric: histograms(
                 {name: values[:, k] for name, values in averages.items()},
@@ -134,61 +138,78 @@ def _add_images(prompts: list[dict[str, Any]], folders: list[ScoredFolder], metr
             by_id[rows[0]["prompt_id"]].append(image)
 
 
+@dataclass(frozen=True)
+class _Means:
+    """How the prompts of a comparison are averaged. kinds: [P]; over_kinds: [K], metrics whose mean is that
+    of the kinds' means. All intervals come from the same resamples, so that columns stay paired."""
+
+    kinds: np.ndarray
+    over_kinds: np.ndarray
+    resamples: int
+    seed: int
+
+    def of(self, chosen: np.ndarray) -> _Means:
+        return replace(self, kinds=self.kinds[chosen])
+
+    def weighted(self, values: np.ndarray) -> np.ndarray:
+        """[P, K] values whose plain means are the wanted ones."""
+        weights: np.ndarray = np.where(self.over_kinds, stats.kind_weights(self.kinds)[:, None], 1.0)
+        return values * weights
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.weighted(values).mean(axis=0)
+        return found
+
+    def intervals(self, values: np.ndarray) -> np.ndarray:
+        ends = stats.bootstrap_means(values, self.resamples, seed=self.seed)
+        if self.over_kinds.any():
+            chosen = values[:, self.over_kinds]
+            ends[self.over_kinds] = stats.bootstrap_over_kinds(
+                chosen, self.kinds, self.resamples, seed=self.seed
+            )
+        return ends
+
+
 def _by_kind(
-    prompts: list[dict[str, Any]],
-    averages: dict[str, np.ndarray],
-    base: str,
-    metrics: list[str],
-    directions: np.ndarray,
-    resamples: int,
-    seed: int,
+    averages: dict[str, np.ndarray], base: str, metrics: list[str], directions: np.ndarray, means: _Means
 ) -> dict[str, dict[str, Any]]:
     kinds = {}
-    for kind in dict.fromkeys(prompt["kind"] for prompt in prompts):
-        chosen = [index for index, prompt in enumerate(prompts) if prompt["kind"] == kind]
+    for kind in dict.fromkeys(means.kinds.tolist()):
+        chosen = np.flatnonzero(means.kinds == kind)
         part = {name: values[chosen] for name, values in averages.items()}
-        results = _results(part, base, metrics, directions, resamples, seed)
+        results = _results(part, base, metrics, directions, means.of(chosen))
         kinds[kind] = {"prompts": len(chosen), "results": results}
     return kinds
 
 
 def _results(
-    averages: dict[str, np.ndarray],
-    base: str,
-    metrics: list[str],
-    directions: np.ndarray,
-    resamples: int,
-    seed: int,
+    averages: dict[str, np.ndarray], base: str, metrics: list[str], directions: np.ndarray, means: _Means
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per model and metric. One set of resamples serves all of them, so that columns stay paired."""
+    """Per model and metric."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, values in averages.items():
+        mean, interval = means.mean(values), means.intervals(values)
+        results[name] = {
+            metric: {"mean": float(mean[k]), "interval": _plain(interval[k])}
+            for k, metric in enumerate(metrics)
+        }
         if name == base:
-            intervals = stats.bootstrap_means(values, resamples, seed=seed)
-            results[name] = {
-                metric: {"mean": float(values[:, k].mean()), "interval": _plain(intervals[k])}
-                for k, metric in enumerate(metrics)
-            }
             continue
         difference = values - averages[base]
         better = difference * directions  # positive where the candidate is the better one
         outcome = stats.outcome_scores(better, EPSILON)
-        intervals = stats.bootstrap_means(np.hstack([values, difference, outcome]), resamples, seed=seed)
-        p_values = stats.sign_flip_p(better, resamples, seed=seed)
-        count = len(metrics)
-        results[name] = {
-            metric: {
-                "mean": float(values[:, k].mean()),
-                "interval": _plain(intervals[k]),
-                "difference": float(difference[:, k].mean()),
-                "difference_interval": _plain(intervals[count + k]),
+        change, change_interval = means.mean(difference), means.intervals(difference)
+        win_rate = stats.bootstrap_means(outcome, means.resamples, seed=means.seed)
+        p_values = stats.sign_flip_p(means.weighted(better), means.resamples, seed=means.seed)
+        for k, metric in enumerate(metrics):
+            results[name][metric] |= {
+                "difference": float(change[k]),
+                "difference_interval": _plain(change_interval[k]),
                 **_outcomes(better[:, k]),
-                "win_rate_interval": _plain(intervals[2 * count + k]),
+                "win_rate_interval": _plain(win_rate[k]),
                 "p": float(p_values[k]),
-                "better": bool(better[:, k].mean() > 0),
+                "better": bool(change[k] * directions[k] > 0),
             }
-            for k, metric in enumerate(metrics)
-        }
     return results
 
 
@@ -235,6 +256,7 @@ def _describe(base: ScoredFolder, name: str, interval: list[float]) -> dict[str,
         "meaning": column.meaning,
         "higher_is_better": column.higher_is_better,
         "share": column.share,
+        "over_kinds": column.over_kinds,
         "decimals": None if column.share else decimals_for(interval),
     }
 

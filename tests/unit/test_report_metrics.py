@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffpref.errors import UserError
+from diffpref.evaluators import Column
 from diffpref.reporting.distributions import histograms
 from diffpref.reporting.latex import escape, latex_table
 from diffpref.reporting.report import write_report
@@ -100,6 +102,46 @@ def test_a_metric_where_lower_is_better_counts_the_other_way_round(root: Path, r
     assert best["gain"] == max(
         s["base_50%"]["badness"] - s["dpo & co"]["badness"] for s in by_prompt.values()
     )
+
+
+def test_a_metric_over_kinds_is_the_mean_of_the_kinds_means(root: Path, tmp_path: Path) -> None:
+    """As GenEval's total: a kind with a fifth of the prompts counts as much as the other."""
+    folders = []
+    for name, easy in (("base_50%", 0.0), ("dpo & co", 1.0)):
+        folder = Path(shutil.copytree(root / name, tmp_path / name))
+        table = pq.read_table(folder / "scores.parquet")
+        kinds = ["easy" if prompt < 6 else "hard" for prompt in table["prompt_id"].to_pylist()]
+        values = pa.array([easy if kind == "easy" else 0.5 for kind in kinds], pa.float32())
+        table = table.set_column(table.column_names.index("kind"), "kind", pa.array(kinds))
+        kept = table.select([c for c in table.column_names if not c.startswith("oracle")])
+        for column in ("plain", "tasks"):
+            kept = kept.append_column(column, values)
+        pq.write_table(kept, folder / "scores.parquet")
+        about = {
+            column: {
+                "version": "1", "scale": "0 to 1", "higher_is_better": True, "fingerprint": "f",
+                "columns": {column: asdict(Column(column, "a share", over_kinds=column == "tasks"))},
+            }
+            for column in ("plain", "tasks")
+        }  # fmt: skip
+        (folder / "scores.json").write_text(json.dumps({"evaluators": about}))
+        folders.append(folder)
+    report = write_report(folders[0], [folders[1]], tmp_path / "r.html")
+    plain, tasks = (report["results"]["dpo & co"][column] for column in ("plain", "tasks"))
+    # the sixth easy prompt has no images in one folder, so 5 of 23 are left
+    assert (plain["mean"], plain["difference"]) == pytest.approx((14 / 23, 5 / 23))
+    assert (tasks["mean"], tasks["difference"]) == pytest.approx((0.75, 0.5))
+    assert report["results"]["base_50%"]["tasks"]["mean"] == pytest.approx(0.25)
+    low, high = tasks["difference_interval"]
+    # within a kind nothing varies, so that only a resample without one of the kinds moves the mean
+    assert low == pytest.approx(0.5, abs=1e-6)
+    assert high == pytest.approx(0.5, abs=1e-6)
+    assert plain["difference_interval"][1] - plain["difference_interval"][0] > 0.1
+    assert tasks["wins"] == plain["wins"] == 5
+    part = report["kinds"]["easy"]["results"]["dpo & co"]["tasks"]
+    assert (part["mean"], part["difference"]) == (1.0, 1.0)
+    text = " ".join((tmp_path / "r.html").read_text().split())
+    assert "Of tasks: the mean over the prompts of each kind first, then over the kinds." in text
 
 
 def test_histograms_count_every_prompt_once() -> None:

@@ -107,6 +107,42 @@ def test_bootstrap_of_a_ratio_resamples_prompts_with_all_their_pairs() -> None:
     assert equal == pytest.approx(stats.bootstrap_means(totals), abs=1e-12)
 
 
+def test_weights_make_every_kind_count_the_same() -> None:
+    # kinds' means 1/2 and 1: 3/4, where the plain mean is 2/3; weights 3/(2*2) and 3/(2*1)
+    weights = stats.kind_weights(["b", "b", "a"])
+    assert weights == pytest.approx([0.75, 0.75, 1.5])
+    assert np.mean(weights * [0.0, 1.0, 1.0]) == pytest.approx(0.75)
+
+
+def test_bootstrap_over_kinds_equals_scipys_of_the_mean_of_means() -> None:
+    generator = np.random.default_rng(3)
+    kinds = np.repeat([0, 1, 2], [16, 17, 30])
+    values = generator.normal(np.array([0.0, 5.0, 9.0])[kinds], 1.0)
+
+    def mean_of_means(values: np.ndarray, kinds: np.ndarray, axis: int) -> np.ndarray:
+        means = [(values * (kinds == k)).sum(axis=axis) / (kinds == k).sum(axis=axis) for k in range(3)]
+        return np.mean(means, axis=0)
+
+    theirs = scipy_stats.bootstrap(
+        (values, kinds), mean_of_means, paired=True, vectorized=True, n_resamples=20_000,
+        method="percentile", confidence_level=1 - 2 * expanded_by_hand(61), rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    ours = stats.bootstrap_over_kinds(values, kinds, resamples=20_000)
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    one_kind = stats.bootstrap_over_kinds(values, ["all"] * 63, resamples=500)
+    assert one_kind == pytest.approx(stats.bootstrap_means(values, resamples=500), abs=1e-12)
+    beside = stats.bootstrap_over_kinds(np.stack([values**2, values], 1), kinds, resamples=20_000)
+    assert beside[1] == pytest.approx(ours, abs=1e-12)
+
+
+def test_the_interval_over_kinds_covers_the_mean_of_means_19_times_in_20() -> None:
+    generator, kinds = np.random.default_rng(8), np.repeat(range(6), [10, 12, 10, 15, 20, 20])
+    shares = np.linspace(0.1, 0.9, 6)
+    studies = generator.binomial(4, shares[kinds][:, None], size=(len(kinds), 1500)) / 4
+    low, high = stats.bootstrap_over_kinds(studies, kinds, resamples=1000).T
+    assert 0.93 <= np.mean((low <= shares.mean()) & (high >= shares.mean())) <= 0.97
+
+
 def test_prompts_for_a_half_width_by_hand() -> None:
     # 1.959964^2 * 0.25 / 0.0438^2 = 500.6: the 4.4 points of 500 prompts, the 1.7 of 3200
     assert stats.prompts_for_win_rate(0.0438) == 501

@@ -64,8 +64,9 @@ class GenEval:
             "geneval": Column(
                 "GenEval-like",
                 "share of images that show the objects, number, colours and position of their prompt "
-                "(GenEval's rules, another detector checkpoint); GenEval's own total is the mean over kinds",
+                "(GenEval's rules, another detector checkpoint), mean of the means of the tasks",
                 share=True,
+                over_kinds=True,
             ),
             "geneval.reason": Column("Reason", "what does not hold", per_image=True),
             "geneval.found": Column("Found", "objects that the detector found", per_image=True),
