@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 KILLS = 10
-ROWS, ROWS_PER_FILE = 240, 6
+ROWS = 240
+RAY = ["--engine", "ray", "--workers", "2"]
 
 
 def write_source(folder: Path) -> Path:
@@ -51,13 +53,18 @@ def chunk(number: int) -> bytes:
     return (4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
 
 
-def start(source: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(source: Path, out: Path, *options: str, rows: int = 6) -> subprocess.Popen[bytes]:
+    """rows: of a part."""
     command = [sys.executable, "-m", "diffpref", "convert", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--rows-per-file", str(ROWS_PER_FILE), *options],
+        [*command, "--rows-per-file", str(rows), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(300) == 0, process.stderr and process.stderr.read()
 
 
 def parts(out: Path) -> dict[str, tuple[int, int]]:
@@ -68,15 +75,20 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-def test_killed_ten_times_equals_never_killed(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "rows", "most"),
+    [([], 6, 3), pytest.param(RAY, 2, 6, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    ids=["one", "ray"],
+)
+def test_killed_ten_times_equals_never_killed(tmp_path, options, rows, most):
+    """Of a run under Ray the command is killed; the cluster's own processes notice that."""
     source = write_source(tmp_path / "source")
-    whole = start(source, tmp_path / "whole")
-    assert whole.wait(120) == 0, whole.stderr and whole.stderr.read()
+    finish(start(source, tmp_path / "whole", rows=rows))
     moments, out = random.Random(7), tmp_path / "killed"
     kills, left_staged, before = 0, 0, {}
     while kills < KILLS:
-        process = start(source, out)
-        goal = len(parts(out)) + moments.randint(0, 3)
+        process = start(source, out, *options, rows=rows)
+        goal = len(parts(out)) + moments.randint(0, most)
         while process.poll() is None and (len(parts(out)) < goal or not (out / "settings.json").exists()):
             time.sleep(0.001)
         time.sleep(moments.uniform(0.0, 0.1))
@@ -91,8 +103,7 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
         before = now
     assert kills >= 8, f"the conversion ended after {kills} kills: make it longer"
     assert left_staged, "no kill hit a part that was being written"
-    done = start(source, out)
-    assert done.wait(120) == 0, done.stderr and done.stderr.read()
+    finish(start(source, out, *options, rows=rows))
     assert before.items() <= parts(out).items()
     assert contents(out) == contents(tmp_path / "whole")
     report = json.loads((out / "report.json").read_text())
