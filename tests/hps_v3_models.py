@@ -19,7 +19,7 @@ GOLDEN = json.loads((Path(__file__).parent / "parity" / "golden" / "hps_v3.json"
 
 
 def write_hps_v3(folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None) -> Path:
-    """HPSv3.safetensors under the published names, config.json and tokenizer.json. seed: other than 0, other weights."""
+    """HPSv3.safetensors under the published names, and settings. seed: other than 0, other weights."""
     inner = tokenizer or word_tokenizer()
     wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>"
@@ -41,7 +41,8 @@ def write_hps_v3(folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None
 def word_tokenizer() -> Tokenizer:
     """A vocabulary of the words that the network reads, which keeps texts as short as real ones."""
     cut = pre_tokenizers.Split(Regex(r" ?\w+|\s+|[^\w\s]"), "isolated")
-    words = {word for text in (conversation("", 0), LONG, " a red circle") for word, _ in cut.pre_tokenize_str(text)}
+    text = f"{conversation('', 0)} {LONG} a red circle"
+    words = {word for word, _ in cut.pre_tokenize_str(text)}
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *sorted(words)])}, "<unk>"))
     tokenizer.pre_tokenizer = cut
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])

@@ -77,7 +77,9 @@ class TransformersCaptioner:
 
     def provenance(self) -> Provenance:
         """The commit of the hub, or a hash of the folder; loads no weights."""
-        return Provenance("transformers", self.model, self._model.source.revision, self._template.digest, self.seed)
+        return Provenance(
+            "transformers", self.model, self._model.source.revision, self._template.digest, self.seed
+        )
 
     def _chunk(self, items: list[tuple[Image, str, int]]) -> tuple[list[Captioned], int]:
         """The captions of one forward pass, and how many images the model broke on."""

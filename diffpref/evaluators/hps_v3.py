@@ -1,4 +1,4 @@
-"""HPSv3: Qwen2-VL reads an image and its prompt, and a head gives mean and deviation of the preference for it.
+"""HPSv3: Qwen2-VL reads an image and its prompt, and a head gives mean and deviation of the preference.
 
 Source: Y. Ma et al., *HPSv3: Towards Wide-Spectrum Human Preference Score* (ICCV 2025, arXiv:2508.03789), and
 the published package `hpsv3` 1.0.0. The published weights are mapped by name onto transformers' Qwen2-VL.
@@ -83,7 +83,7 @@ class HpsV3:
 
     def __init__(self, network: Network, tokenizer: Any, runtime: Runtime) -> None:
         self.device, self.dtype = placed(runtime), DTYPES[runtime.dtype]
-        # one by one on the CPU, where more are no faster and every score then has the same bits in any company
+        # one by one on the CPU, where more are no faster and a score so has the same bits in any company
         self.rows = 1 if self.device.type == "cpu" else runtime.batch
         self.version = with_dtype(VERSION, runtime.dtype)
         self.tokenizer, self.reward = tokenizer, tokenizer.convert_tokens_to_ids(REWARD)
@@ -176,7 +176,7 @@ def resized(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def patches(image: Image.Image) -> Floats:
-    """An RGB image as Qwen2-VL reads it, [patches, 3 * FRAMES * PATCH**2], those of one token side by side."""
+    """An RGB image as Qwen2-VL reads it, [patches, 3 * FRAMES * PATCH**2], those of a token side by side."""
     wide, high = resized(image.size)
     levels = (np.arange(256) * (1 / 255)).astype(np.float32)
     pixels = levels[np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC))]

@@ -1,7 +1,7 @@
-"""The text in which HPSv3 reads a prompt: what the network was trained on, to the letter, so part of its weights.
+"""The text in which HPSv3 reads a prompt: what it was trained on, to the letter, so as good as a weight.
 
-Source: the published package `hpsv3` 1.0.0 (MIT license, Copyright (c) 2024 HPSv3 Team), and the chat format of
-Qwen2-VL. Spaces at the ends of lines are the package's own and change scores.
+Source: the published package `hpsv3` 1.0.0 (MIT license, Copyright (c) 2024 HPSv3 Team), and the chat format
+of Qwen2-VL. Spaces at the ends of lines are the package's own and change scores.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 IMAGE, REWARD = "<|image_pad|>", "<|Reward|>"
 """A part of the image, and the token whose state is read out."""
 
-_BEFORE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<|vision_start|>"
-)
+_BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
 _INSTRUCTION = (
     "\n"
     "You are tasked with evaluating a generated image based on Visual Quality and Text Alignment and "

@@ -1,4 +1,4 @@
-"""VQAScore: the probability that a vision-language model answers "Yes" when asked whether the image shows the prompt.
+"""VQAScore: the probability that a model, asked whether an image shows its prompt, answers "Yes".
 
 Source: Z. Lin et al., *Evaluating Text-to-Visual Generation with Image-to-Text Generation* (ECCV 2024,
 arXiv:2404.01291): P("Yes" | image, question). The paper's own model, CLIP-FlanT5, is no class of
@@ -46,7 +46,7 @@ class VqaScore:
     def __init__(self, model: ImageTextModel, label: str, runtime: Runtime) -> None:
         self.model, self.label = model, label
         device = placed(runtime)
-        # one by one on the CPU, where more are no faster and every score then has the same bits in any company
+        # one by one on the CPU, where more are no faster and a score so has the same bits in any company
         self.rows = 1 if device.type == "cpu" else runtime.batch
         self.version = with_dtype(VERSION, runtime.dtype)
         self.network = model.network(str(device), runtime.dtype)
@@ -154,13 +154,13 @@ class VqaScore:
 
 
 def _token(word: str, tokenizer: Any, label: str) -> int:
-    """The one token that a tokenizer makes of a word that begins a text, with the space that it may put before."""
+    """The one token of a word that begins a text, with the space that some tokenizers put before it."""
     tokens = tokenizer(word, add_special_tokens=False)["input_ids"]
+    pieces = tokenizer.convert_ids_to_tokens(tokens)
     if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
         raise UserError(
             f"{label} cannot be asked for VQAScore",
-            why=f"{word!r} is {len(tokens)} tokens of its vocabulary, {tokenizer.convert_ids_to_tokens(tokens)}: "
-            "the score is the probability of one",
+            why=f"{word!r} is no single token of its vocabulary, but {pieces}",
             fix="take another model, such as LLaVA or Qwen-VL",
         )
     return int(tokens[0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from diffpref.errors import UserError
 from diffpref.evaluators import Runtime, load_evaluators
@@ -123,7 +124,7 @@ def test_control_tokens_in_a_prompt_are_blanks(evaluator: VqaScore) -> None:
 
 
 def test_a_vocabulary_without_yes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'Yes' is 2 tokens"):
+    with pytest.raises(UserError, match="'Yes' is no single token"):
         load(Runtime(str(save_llava(tmp_path / "model"))))
 
 
@@ -134,10 +135,8 @@ def test_a_model_that_reads_no_images_is_refused(tmp_path: Path) -> None:
 
 def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
     folder = write_llava(tmp_path / "model")
-    from safetensors.torch import load_file, save_file
-
     state = load_file(folder / "model.safetensors")
-    del state["language_model.lm_head.weight" if "language_model.lm_head.weight" in state else "lm_head.weight"]
+    del state[next(name for name in state if name.endswith("lm_head.weight"))]
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 of its weights"):
         load(Runtime(str(folder)))

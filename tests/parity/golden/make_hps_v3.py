@@ -8,7 +8,8 @@ It needs an environment of its own, since that package wants an old transformers
     PYTHONPATH=. /tmp/hpsv3/bin/python tests/parity/golden/make_hps_v3.py
 
 Images go to the package in RGB, as diffpref's evaluators get them. The model is of the package's own class in
-a small size, with weights from a formula (tests/parity/image_reward_cases.py): only the JSON passes to the test.
+a small size, with weights from a formula (tests/parity/image_reward_cases.py): only the JSON passes to the
+test.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ TEMPLATE = (
 
 class Anything(types.ModuleType):
     """Stands for a module that only training uses."""
-
-    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
