@@ -67,7 +67,7 @@ def load_network(kind: str, place: str, commit: str | None, device: str, dtype: 
     target = pick_device(device)
     precision = _precision(dtype, target)
     log.info("loading %s on %s in %s", place, target, str(precision).removeprefix("torch."))
-    with user_errors(place), _quiet():
+    with user_errors(place), quiet():
         network, report = getattr(transformers, kind).from_pretrained(
             place, revision=commit, trust_remote_code=False, dtype=precision,
             output_loading_info=True,
@@ -94,7 +94,7 @@ def load_processor(kind: str, place: str, commit: str | None) -> Any:
     """The processor or tokenizer. kind: an Auto class of transformers. Raises UserError."""
     import transformers
 
-    with user_errors(place), _quiet():
+    with user_errors(place), quiet():
         return getattr(transformers, kind).from_pretrained(place, revision=commit, trust_remote_code=False)
 
 
@@ -171,21 +171,23 @@ def user_errors(model: str) -> Iterator[None]:
         raise UserError(
             f"cannot load the model {model}",
             why=f"{type(error).__name__}: {text[:300]}",
-            fix=_remedy(text),
+            fix=_remedy(text, model),
         ) from error
 
 
-def _remedy(text: str) -> str:
+def _remedy(text: str, model: str) -> str:
     if "trust_remote_code" in text:
         return "diffpref runs no code from model repositories: take a version that transformers itself knows"
     for library in ("sentencepiece", "torchvision", "tiktoken", "protobuf"):
         if library in text.lower():
             return f"pip install {library}" + (" in the build of torch" if library == "torchvision" else "")
-    return "check the folder, or the hub id, the network and your access to it"
+    if Path(model).exists():
+        return "check the folder, or fetch the model again"
+    return f"check the hub id, the network and your access to it, or fetch it before: hf download {model}"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' bars and remarks off the screen."""
     from transformers.utils import logging as theirs
 
@@ -199,7 +201,7 @@ def _quiet() -> Iterator[None]:
         theirs.enable_progress_bar()
 
 
-def chunks(order: Sequence[int], sizes: Sequence[int], most: int, equal: bool) -> Iterator[list[int]]:
+def chunks(order: Sequence[int], sizes: Sequence[object], most: int, equal: bool) -> Iterator[list[int]]:
     """Cut `order` into runs of at most `most` items; equal: of one size each, so that none is padded."""
     run: list[int] = []
     for item in order:

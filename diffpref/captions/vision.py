@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffpref.captions import answers, models, options
 from diffpref.captions.base import Captioned, Provenance
+from diffpref.captions.image_text import ImageTextModel, find_image_text_model
 from diffpref.captions.templates import Template, read_template, shipped_template
 from diffpref.config.schema import option
 from diffpref.errors import UserError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from diffpref.captions.sampling import Answer
 
-_UNPADDED = ("blip", "git")  # their positions count padding, so batches are of texts of one length
 _OWN_TEMPLATES = ("florence2",)
 
 
@@ -58,15 +57,14 @@ class TransformersCaptioner:
         if not len(images) == len(prompts) == len(rows):
             raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(rows)} rows")
         texts = [self._text(prompt) for prompt in prompts]
-        sizes = [len(self._tokenizer(text)["input_ids"]) for text in texts]
+        sizes = [len(self._model.tokenizer(text)["input_ids"]) for text in texts]
         results = [
             Captioned("", options.too_long(prompt) or self._too_long(size))
             for prompt, size in zip(prompts, sizes, strict=True)
         ]
         order = sorted((i for i in range(len(images)) if not results[i].failure), key=lambda i: sizes[i])
-        equal = self._source.config.model_type in _UNPADDED
         problems = 0
-        for chunk in models.chunks(order, sizes, self.batch_size, equal):
+        for chunk in models.chunks(order, sizes, self.batch_size, self._model.unpadded):
             found, broken = self._chunk([(images[i], texts[i], rows[i]) for i in chunk])
             problems += broken
             for i, result in zip(chunk, found, strict=True):
@@ -79,8 +77,9 @@ class TransformersCaptioner:
 
     def provenance(self) -> Provenance:
         """The commit of the hub, or a hash of the folder; loads no weights."""
-        source = self._source
-        return Provenance("transformers", self.model, source.revision, self._template.digest, self.seed)
+        return Provenance(
+            "transformers", self.model, self._model.source.revision, self._template.digest, self.seed
+        )
 
     def _chunk(self, items: list[tuple[Image, str, int]]) -> tuple[list[Captioned], int]:
         """The captions of one forward pass, and how many images the model broke on."""
@@ -98,92 +97,47 @@ class TransformersCaptioner:
     def _answers(self, items: list[tuple[Image, str, int]]) -> list[Answer]:
         from diffpref.captions.sampling import Decoding, generate
 
-        network = models.load_network(
-            "AutoModelForImageTextToText", self._source.place, self._source.commit, self.device, self.dtype
-        )
-        inputs = self._inputs([image for image, _, _ in items], [text for _, text, _ in items])
+        network = self._model.network(self.device, self.dtype)
         return generate(
             network,
-            _taken(inputs, network),
+            self._model.inputs([image for image, _, _ in items], [text for _, text, _ in items], network),
             [("caption", row) for _, _, row in items],
             Decoding(self.temperature, self.top_p, self.seed, self.max_new_tokens),
-            models.end_tokens(network, self._tokenizer),
+            models.end_tokens(network, self._model.tokenizer),
         )
-
-    def _inputs(self, images: list[Image], texts: list[str]) -> Any:
-        """What the network reads, on the CPU."""
-        pictures: Any = [[image.convert("RGB")] for image in images] if self._chat else list(images)
-        bos = self._tokenizer.bos_token
-        # many chat templates write the first token themselves
-        once = {"add_special_tokens": False} if self._chat and bos and texts[0].startswith(bos) else {}
-        return self._processor(text=texts, images=pictures, padding=True, return_tensors="pt", **once)
 
     def _captioned(self, answer: Answer) -> Captioned:
         if answer.failure:
             return Captioned("", answer.failure)
-        text = self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        text = self._model.tokenizer.decode(answer.tokens, skip_special_tokens=True)
         return answers.captioned(text, answer.complete)
 
     def _text(self, prompt: str) -> str:
         """The instruction for an image of this prompt, as the model's chat template wants it."""
-        plain = models.without_special_tokens(prompt[: options.LONGEST], self._tokenizer)
-        text = self._template.fill(prompt=plain, tokens=self.max_tokens)
-        if not self._chat:
-            return text
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        turn = [{"role": "user", "content": content}]
-        return str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        plain = models.without_special_tokens(prompt[: options.LONGEST], self._model.tokenizer)
+        return self._model.asked(self._template.fill(prompt=plain, tokens=self.max_tokens))
 
     def _too_long(self, size: int) -> str:
         """Why a text of `size` tokens is too long for the model's table of positions, or ""."""
-        limit = models.positions(self._source.config)
-        room = limit - (0 if self._source.config.is_encoder_decoder else self.max_new_tokens)
+        config = self._model.source.config
+        limit = models.positions(config)
+        room = limit - (0 if config.is_encoder_decoder else self.max_new_tokens)
         return (
             f"prompt too long: {size} tokens, the model has room for {room}" if limit and size > room else ""
         )
 
     @property
-    def _source(self) -> models.Source:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
-
-        source = models.find_source(self.model, self.revision)
-        if source.config.model_type not in KNOWN:
-            raise UserError(
-                f"{self.model} is no image-text-to-text model of transformers",
-                why=f"its type is {source.config.model_type!r}",
-                fix="give a LLaVA, Qwen-VL, BLIP, Florence-2 or other model of that kind",
-            )
-        return source
-
-    @property
-    def _processor(self) -> Any:
-        processor = models.load_processor("AutoProcessor", self._source.place, self._source.commit)
-        # learned positions of encoders count from the left
-        processor.tokenizer.padding_side = "right" if self._source.config.is_encoder_decoder else "left"
-        return processor
-
-    @property
-    def _tokenizer(self) -> Any:
-        return self._processor.tokenizer
-
-    @property
-    def _chat(self) -> bool:
-        return bool(self._processor.chat_template)
+    def _model(self) -> ImageTextModel:
+        return find_image_text_model(self.model, self.revision)
 
     @cached_property
     def _template(self) -> Template:
         names = ("prompt", "tokens")
         if self.template:
             found = read_template(self.template, names)
-        elif self._source.config.model_type in _OWN_TEMPLATES:
-            found = shipped_template(f"caption-{self._source.config.model_type}", names)
+        elif self._model.kind in _OWN_TEMPLATES:
+            found = shipped_template(f"caption-{self._model.kind}", names)
         else:
-            found = shipped_template("caption" if self._chat else "caption-plain", names)
+            found = shipped_template("caption" if self._model.chat else "caption-plain", names)
         options.require_asked(self.max_tokens, found)
         return found
-
-
-def _taken(inputs: Mapping[str, Any], network: Any) -> dict[str, Any]:
-    """What a processor made, without the token types where the network has none: a few make them in vain."""
-    known = inspect.signature(network.forward).parameters
-    return {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}

@@ -32,8 +32,10 @@ EVALUATORS: dict[str, Callable[[Runtime], Evaluator]] = {
     "clipscore": _late("clip_score", preset="cosine"),
     "clipscore-jmhessel": _late("clip_score", preset="jmhessel"),
     "clipscore-torchmetrics": _late("clip_score", preset="torchmetrics"),
+    "hps-v3": _late("hps_v3"),
     "aesthetic": _late("aesthetic"),
     "image-reward": _late("image_reward"),
+    "vqascore": _late("vqascore"),
     "geneval": _late("geneval.evaluator"),
 }
 

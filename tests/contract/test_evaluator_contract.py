@@ -19,7 +19,9 @@ from diffpref.errors import UserError
 from diffpref.evaluators import EVALUATORS, Column, DetailedEvaluator, Evaluator, Runtime
 from tests.clips import LONG, picture, write_aesthetic, write_hf_clip, write_open_clip
 from tests.geneval_models import write_geneval
+from tests.hps_v3_models import write_hps_v3
 from tests.image_reward_models import write_image_reward
+from tests.vqa_models import write_llava
 
 HPS = ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt")
 WEIGHTS: dict[str, Callable[[Path], Path] | None] = {
@@ -31,6 +33,8 @@ WEIGHTS: dict[str, Callable[[Path], Path] | None] = {
     "aesthetic": write_aesthetic,
     "image-reward": write_image_reward,
     "geneval": write_geneval,
+    "hps-v3": write_hps_v3,
+    "vqascore": write_llava,
     **dict.fromkeys(
         [f"hps-{version}{suffix}" for version in ("v2", "v2.1") for suffix in ("", "-aliased")],
         lambda folder: write_open_clip(folder, HPS),
@@ -53,7 +57,7 @@ Make = Callable[..., Evaluator]
 VISION = importlib.util.find_spec("torchvision") is not None
 
 
-NAMES = [name for name in EVALUATORS if VISION or not name.startswith("hps")]
+NAMES = [name for name in EVALUATORS if VISION or not name.startswith("hps-v2")]
 SLOW = ("geneval",)  # enlarges every image to 800 pixels; tests/unit/test_geneval.py has the quick half
 
 
@@ -228,7 +232,7 @@ def test_lower_precision_is_told_in_version_and_fingerprint(name: str, make: Mak
 
 def test_other_weights_give_another_fingerprint(name: str, make: Make, tmp_path: Path) -> None:
     write: Any = WEIGHTS[name]
-    if write in (None, *(WEIGHTS[key] for key in WEIGHTS if key.startswith("hps"))):
+    if write in (None, *(WEIGHTS[key] for key in WEIGHTS if key.startswith("hps-v2"))):
         return
     other = EVALUATORS[name](Runtime(str(write(tmp_path / "other", seed=5))))
     assert other.fingerprint != make().fingerprint
