@@ -130,7 +130,7 @@ def run(values: argparse.Namespace, root: Path) -> str:
     setting = Setting(root, values)
     write_clip(setting.clip, SIZES[values.size])
     notes = [f"{name} has the network and the loop of {other}" for name, other in SAME.items()]
-    shares: dict[int, str] = {}
+    shares: dict[str, str] = {}
     print(
         "| evaluator | pairs | pairs/s | the published loop | ratio |\n| --- | --- | --- | --- | --- |",
         flush=True,
@@ -144,8 +144,8 @@ def run(values: argparse.Namespace, root: Path) -> str:
         for kind in values.workloads:
             print(row(name, contest, kind, values), flush=True)
         clip = contest.clip
-        if clip is not None and id(clip.network) not in shares:
-            shares[id(clip.network)] = f"image tower of {name}: {matmul_share(clip, values)}"
+        if clip is not None and clip.network.weights not in shares:
+            shares[clip.network.weights] = f"image tower of {name}: {matmul_share(clip, values)}"
     return "\n".join(["", *(f"- {note}" for note in [*shares.values(), *notes, _about(values)])])
 
 
