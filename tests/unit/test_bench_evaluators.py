@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
+import counting
 import evaluators
 from evaluator_contests import CONTESTS, SAME, Contest, Setting, caption, distinct, geneval_prompt, repeated
 from evaluator_models import SIZES, write_clip
@@ -113,6 +115,16 @@ def test_workloads_repeat_images_or_do_not(contest: Contest) -> None:
     assert len({prompt for *_, prompt in new}) == 6
     assert (len(images(again)), len(set(images(again)))) == (12, 6)
     assert [prompt for *_, prompt in again] == [caption(0)] * 3 + [caption(1)] * 3
+
+
+def test_flops_of_a_fused_attention_layer_are_counted() -> None:
+    """open_clip's, whose fused form no counter sees into."""
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval().requires_grad_(False)
+    tokens = torch.zeros(1, 5, 8)
+    with torch.inference_mode():
+        counted = counting.flops_of(lambda: layer(tokens, tokens, tokens, need_weights=False))
+    assert counted == 2 * (4 * 5 * 8 * 8 + 2 * 5 * 5 * 8)  # four projections; scores and weighted sum
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_prompts_of_the_bench_are_of_all_of_genevals_tasks() -> None:
