@@ -12,10 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops_of(call: Callable[[], Any]) -> float:
-    """FLOPs of `call`, backward passes in it included; fused attention would not be counted on a CPU."""
+    """FLOPs of `call`, backward passes in it included; fused attention would not be counted on a CPU, and
+    that of torch's own layer for it nowhere."""
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        call()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return float(counter.get_total_flops())
 
 

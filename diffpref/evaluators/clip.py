@@ -7,7 +7,6 @@ also those of another evaluator on the same network, cost one pass.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -22,7 +21,7 @@ from PIL import Image
 
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Dtype, Runtime
-from diffpref.evaluators.pixels import Pixels
+from diffpref.evaluators.pixels import Pixels, content
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REMEMBERED = 16_384
@@ -136,8 +135,7 @@ class Clip:
         return min(self.batch, _CPU_BATCH) if self.network.device.type == "cpu" else self.batch
 
     def _image_key(self, image: Image.Image) -> Hashable:
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-        return ("image", self._pass, self.pixels.plan(image.size), image.size, digest)
+        return ("image", self._pass, self.pixels.plan(image.size), content(image))
 
     def _encode_tokens(self, missing: list[tuple[int, ...]]) -> Iterable[Floats]:
         """Vectors in the order of ``missing``; short texts in short passes, each of a length of its own."""

@@ -7,12 +7,11 @@ transformers' BLIP, which computes the same function.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from diffpref.evaluators.checkpoints import (
     weights_hash,
 )
 from diffpref.evaluators.clip import DTYPES, placed
-from diffpref.evaluators.pixels import Pixels
+from diffpref.evaluators.pixels import Pixels, content
 from diffpref.paths import fingerprint
 
 PUBLISHED = "THUDM/ImageReward"
@@ -127,7 +126,7 @@ class ImageReward:
         self.network = network.to(self.device).eval()
         for tower in (self.network.vision, self.network.text):
             tower.to(dtype=self.dtype)  # the head stays in fp32, as in the package
-        self._known: OrderedDict[tuple[str, tuple[int, int], bytes], Tensor] = OrderedDict()
+        self._known: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def columns(self) -> dict[str, Column]:
         return {
@@ -141,23 +140,29 @@ class ImageReward:
         }
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Floats:
-        """Rewards [N]. An image that stands with several prompts passes through the vision tower once.
+        """Rewards [N]. An image that stands with several prompts passes through the vision tower once, and
+        with one prompt several times through the text tower once.
 
         Every pass has the same number of rows, filled up with copies of the last, so that a reward has the
         same bits whatever else is scored with it.
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        ids, attended = self.tokens(prompts)
+        keys = [content(image) for image in images]
+        numbers: dict[tuple[Hashable, str], int] = {}
+        rows = [numbers.setdefault(row, len(numbers)) for row in zip(keys, prompts, strict=True)]
+        firsts = np.unique(rows, return_index=True)[1].tolist()
+        once = [(keys[first], images[first]) for first in firsts]
+        ids, attended = self.tokens([prompts[first] for first in firsts])
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         rewards = [np.zeros(0, np.float32)]
         with torch.inference_mode(), exact:
-            for start in range(0, len(images), self.pair_rows):
+            for start in range(0, len(once), self.pair_rows):
                 part = slice(start, start + self.pair_rows)
-                rows = (self._features(images[part]), ids[part], attended[part])
-                filled = (_filled(each, self.pair_rows).to(self.device) for each in rows)
-                rewards.append(self.network.rewards(*filled)[: len(rows[1])].cpu().numpy())
-        return np.concatenate(rewards)
+                given = (self._features(once[part]), ids[part], attended[part])
+                filled = (_filled(each, self.pair_rows).to(self.device) for each in given)
+                rewards.append(self.network.rewards(*filled)[: len(given[1])].cpu().numpy())
+        return np.concatenate(rewards)[rows]
 
     def explain(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
@@ -175,11 +180,10 @@ class ImageReward:
         )
         return found["input_ids"], found["attention_mask"]
 
-    def _features(self, images: Sequence[Image.Image]) -> Tensor:
-        """[N, patches + 1, width] of RGB images, from memory where they are known."""
-        keys = [(image.mode, image.size, hashlib.sha256(image.tobytes()).digest()) for image in images]
-        found = {key: self._known[key] for key in keys if key in self._known}
-        new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+    def _features(self, images: Sequence[tuple[Hashable, Image.Image]]) -> Tensor:
+        """[N, patches + 1, width] of RGB images, each with its `content`; known ones from memory."""
+        found = {key: self._known[key] for key, _ in images if key in self._known}
+        new = {key: image for key, image in images if key not in found}
         for start in range(0, len(new), self.image_rows):
             part = list(new)[start : start + self.image_rows]
             pixels = _filled(torch.stack([self.pixels(new[key]) for key in part]), self.image_rows)
@@ -191,7 +195,7 @@ class ImageReward:
             self._known.move_to_end(key)
         while len(self._known) > CACHED_IMAGES:
             self._known.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+        return torch.stack([found[key] for key, _ in images])
 
 
 def _filled(rows: Tensor, count: int) -> Tensor:

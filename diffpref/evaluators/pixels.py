@@ -7,6 +7,8 @@ cropping what is not square; both change scores, so the rule is part of every fi
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -100,6 +102,11 @@ class Pixels:
             )[0]  # fmt: skip
         left, top = (side - width) // 2, (side - height) // 2
         return torch.nn.functional.pad(values, (left, side - width - left, top, side - height - top))
+
+
+def content(image: Image.Image) -> Hashable:
+    """The same for images with the same pixels, in practice for no others."""
+    return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()
 
 
 def _as_float(image: Image.Image) -> torch.Tensor:

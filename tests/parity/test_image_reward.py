@@ -111,6 +111,18 @@ def test_several_prompts_for_one_image_cost_one_vision_pass(folder: Path) -> Non
     assert again[1] == first[0]
 
 
+def test_a_pair_that_comes_again_costs_no_text_pass(evaluator: ImageReward) -> None:
+    images, prompts = zip(*list(CASES.values())[:4], strict=True)
+    apart = evaluator.score(images, prompts)
+    passes: list[int] = []
+    hook = evaluator.network.text.register_forward_hook(lambda *_: passes.append(1))
+    order = [3, 0, 1, 0, 2, 3, 1, 1, 0]
+    again = evaluator.score([images[i].copy() for i in order], [prompts[i] for i in order])
+    hook.remove()
+    assert np.array_equal(again, apart[order])
+    assert len(passes) == 1
+
+
 def test_kept_features_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffpref.evaluators.image_reward.CACHED_IMAGES", 2)
     evaluator = load(Runtime(weights=str(folder), batch=1))

@@ -186,6 +186,20 @@ def test_a_verdict_does_not_depend_on_batch_mates_or_order(evaluator: GenEval) -
     assert evaluator.explain(images[::-1], prompts[::-1])[1]["found"] == details["found"][::-1]
 
 
+def test_an_image_with_several_prompts_is_looked_at_once(evaluator: GenEval) -> None:
+    looked: list[int] = []
+    hook = evaluator.finder.model.register_forward_hook(lambda *_: looked.append(1))
+    images = [picture(0), picture(1), picture(0), picture(0)]
+    prompts = ["a photo of a dog", "a photo of two dogs", f"a photo of a {COLORS[2]} dog", "a photo of a cow"]
+    _, details = evaluator.explain(images, prompts)
+    assert len(looked) == 2
+    apart = [evaluator.explain([image], [text])[1] for image, text in zip(images, prompts, strict=True)]
+    hook.remove()
+    for column in ("found", "reason"):
+        assert details[column] == [each[column][0] for each in apart]
+    assert len(set(details["reason"])) > 2
+
+
 def test_it_is_listed_and_says_what_it_is(folders: dict[str, Path]) -> None:
     found = [
         load_evaluators(["geneval"], {"geneval": Runtime(weights=weights(folders, name), dtype=dtype)})[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffpref.evaluators.clip import placed
 from diffpref.evaluators.geneval import colours, detector, rules
 from diffpref.evaluators.geneval.grammar import parse_prompt
 from diffpref.evaluators.loading import load_clip
+from diffpref.evaluators.pixels import content
 from diffpref.paths import fingerprint, resolve_or_hub_id
 
 VERSION = "geneval-like 1"
@@ -80,12 +81,23 @@ class GenEval:
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32] | list[str]]]:
         claims = [parse_prompt(prompt) for prompt in prompts]
-        founds: list[rules.Found] = []
+        places: dict[Hashable, list[int]] = {}
+        for index, (image, _) in enumerate(zip(images, claims, strict=True)):
+            places.setdefault(content(image), []).append(index)
+        founds: list[rules.Found] = [{} for _ in claims]
         crops: list[tuple[int, str, Image.Image]] = []
-        for index, (image, claim) in enumerate(zip(images, claims, strict=True)):
-            found = rules.kept(self.finder.detect(image), claim)
-            founds.append({name: [replace(d, mask=_NO_MASK) for d in each] for name, each in found.items()})
-            crops += [(index, d.name, colours.crop_object(image, d)) for d in rules.to_colour(claim, found)]
+        for equal in places.values():
+            image = images[equal[0]]
+            detections = self.finder.detect(image)
+            for index in equal:
+                found = rules.kept(detections, claims[index])
+                crops += [
+                    (index, d.name, colours.crop_object(image, d))
+                    for d in rules.to_colour(claims[index], found)
+                ]
+                founds[index] = {
+                    name: [replace(d, mask=_NO_MASK) for d in each] for name, each in found.items()
+                }
         named = self.namer.name([crop for *_, crop in crops], [name for _, name, _ in crops])
         colors: list[dict[str, str]] = [{} for _ in claims]
         for (index, name, _), color in zip(crops, named, strict=True):
