@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diffpref.captions import answers, models, options
+from diffpref.captions import answers, options
 from diffpref.captions.base import Level, Perturbed, Provenance, require_rows
 from diffpref.captions.templates import Template, level_template, shipped_template
 from diffpref.config.schema import option
 from diffpref.errors import UserError
+from diffpref.language_models import loading
 from diffpref.paths import resolve_or_hub_id
 
 DIPPER = "kalpeshk2011/dipper-paraphraser-xxl"
@@ -98,14 +99,14 @@ class DipperPerturber:
 
     def provenance(self) -> Provenance:
         """The commit of the hub, or a hash of the folder; loads no weights."""
-        revision = models.find_source(self.model, self.revision).revision
+        revision = loading.find_source(self.model, self.revision).revision
         return Provenance("dipper", self.model, revision, self._template.digest, self.seed, self.level)
 
     def _windows(self, caption: str) -> list[str]:
         """The sentences of a caption, a few at a time; none where there is nothing to paraphrase."""
         if not options.has_words(caption) or options.too_long(caption):
             return []
-        plain = models.without_special_tokens(caption, self._tokenizer)
+        plain = loading.without_special_tokens(caption, self._tokenizer)
         if not options.has_words(plain):
             return []
         sentences = _SENTENCE.split(" ".join(plain.split()))
@@ -141,11 +142,11 @@ class DipperPerturber:
     def _paraphrase(self, work: list[_Work], ids: list[list[int]], step: int) -> None:
         from diffpref.captions.sampling import Decoding, generate, padded
 
-        source = models.find_source(self.model, self.revision)
-        network = models.load_network(
+        source = loading.find_source(self.model, self.revision)
+        network = loading.load_network(
             "AutoModelForSeq2SeqLM", source.place, source.commit, self.device, self.dtype
         )
-        ends = models.end_tokens(network, self._tokenizer)
+        ends = loading.end_tokens(network, self._tokenizer)
         inputs = padded(ids, self._tokenizer.pad_token_id, left=False)
         limits = [
             min(self.max_new_tokens, 2 * len(self._tokenizer(item.windows[step])["input_ids"]) + 16)
@@ -168,14 +169,14 @@ class DipperPerturber:
     def _tokenizer(self) -> Any:
         if self.tokenizer or self.model == DIPPER:
             name = self.tokenizer or DIPPER_TOKENIZER
-            return models.load_processor("AutoTokenizer", str(resolve_or_hub_id(name, "tokenizer")), None)
-        source = models.find_source(self.model, self.revision)
+            return loading.load_processor("AutoTokenizer", str(resolve_or_hub_id(name, "tokenizer")), None)
+        source = loading.find_source(self.model, self.revision)
         if not source.config.is_encoder_decoder:
             raise UserError(
                 f"{self.model} is no T5", why=f"its type is {source.config.model_type!r}",
                 fix="--perturber transformers is for models that follow instructions",
             )  # fmt: skip
-        return models.load_processor("AutoTokenizer", source.place, source.commit)
+        return loading.load_processor("AutoTokenizer", source.place, source.commit)
 
     @cached_property
     def _template(self) -> Template:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffpref.captions import answers, models, options
+from diffpref.captions import answers, options
 from diffpref.captions.base import Level, Perturbed, Provenance, require_rows
 from diffpref.captions.templates import Template, instruction
 from diffpref.config.schema import option
 from diffpref.errors import UserError
+from diffpref.language_models import loading
 
 if TYPE_CHECKING:
     from diffpref.captions.sampling import Answer
@@ -44,7 +45,7 @@ class TransformersPerturber:
         results = [Perturbed(caption, False, failure=options.too_long(caption)) for caption in captions]
         plain = ["" if results[i].failure else self._plain(caption) for i, caption in enumerate(captions)]
         ids = {i: self._ids(text) for i, text in enumerate(plain) if options.has_words(text)}
-        limit = models.positions(self._source.config) if ids else 0
+        limit = loading.positions(self._source.config) if ids else 0
         for i in [i for i, tokens in ids.items() if limit and len(tokens) > limit - self.max_new_tokens]:
             failure = f"caption too long: {len(ids.pop(i))} tokens with the instruction, of {limit}"
             results[i] = Perturbed(captions[i], False, failure=failure)
@@ -66,10 +67,10 @@ class TransformersPerturber:
         from diffpref.captions.sampling import Decoding, generate, padded
 
         source = self._source
-        network = models.load_network(
+        network = loading.load_network(
             "AutoModelForCausalLM", source.place, source.commit, self.device, self.dtype
         )
-        ends = models.end_tokens(network, self._tokenizer)
+        ends = loading.end_tokens(network, self._tokenizer)
         return generate(
             network,
             padded(ids, self._tokenizer.pad_token_id, left=True),
@@ -85,7 +86,7 @@ class TransformersPerturber:
         return answers.perturbed(text, caption, answer.complete)
 
     def _plain(self, caption: str) -> str:
-        return models.without_special_tokens(caption, self._tokenizer) if options.has_words(caption) else ""
+        return loading.without_special_tokens(caption, self._tokenizer) if options.has_words(caption) else ""
 
     def _ids(self, caption: str) -> list[int]:
         turn = [{"role": "user", "content": self._template.fill(caption=caption, level=self.level)}]
@@ -93,12 +94,12 @@ class TransformersPerturber:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
-    def _source(self) -> models.Source:
-        return models.find_source(self.model, self.revision)
+    def _source(self) -> loading.Source:
+        return loading.find_source(self.model, self.revision)
 
     @property
     def _tokenizer(self) -> Any:
-        tokenizer = models.load_processor("AutoTokenizer", self._source.place, self._source.commit)
+        tokenizer = loading.load_processor("AutoTokenizer", self._source.place, self._source.commit)
         if not tokenizer.chat_template:
             raise UserError(
                 f"{self.model} has no chat template",

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from diffpref.captions import answers, models, options
+from diffpref.captions import answers, options
 from diffpref.captions.base import Captioned, Provenance
-from diffpref.captions.image_text import ImageTextModel, find_image_text_model
 from diffpref.captions.templates import Template, read_template, shipped_template
 from diffpref.config.schema import option
 from diffpref.errors import UserError
+from diffpref.language_models import loading
+from diffpref.language_models.image_text import ImageTextModel, find_image_text_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +65,7 @@ class TransformersCaptioner:
         ]
         order = sorted((i for i in range(len(images)) if not results[i].failure), key=lambda i: sizes[i])
         problems = 0
-        for chunk in models.chunks(order, sizes, self.batch_size, self._model.unpadded):
+        for chunk in loading.chunks(order, sizes, self.batch_size, self._model.unpadded):
             found, broken = self._chunk([(images[i], texts[i], rows[i]) for i in chunk])
             problems += broken
             for i, result in zip(chunk, found, strict=True):
@@ -103,7 +104,7 @@ class TransformersCaptioner:
             self._model.inputs([image for image, _, _ in items], [text for _, text, _ in items], network),
             [("caption", row) for _, _, row in items],
             Decoding(self.temperature, self.top_p, self.seed, self.max_new_tokens),
-            models.end_tokens(network, self._model.tokenizer),
+            loading.end_tokens(network, self._model.tokenizer),
         )
 
     def _captioned(self, answer: Answer) -> Captioned:
@@ -114,13 +115,13 @@ class TransformersCaptioner:
 
     def _text(self, prompt: str) -> str:
         """The instruction for an image of this prompt, as the model's chat template wants it."""
-        plain = models.without_special_tokens(prompt[: options.LONGEST], self._model.tokenizer)
+        plain = loading.without_special_tokens(prompt[: options.LONGEST], self._model.tokenizer)
         return self._model.asked(self._template.fill(prompt=plain, tokens=self.max_tokens))
 
     def _too_long(self, size: int) -> str:
         """Why a text of `size` tokens is too long for the model's table of positions, or ""."""
         config = self._model.source.config
-        limit = models.positions(config)
+        limit = loading.positions(config)
         room = limit - (0 if config.is_encoder_decoder else self.max_new_tokens)
         return (
             f"prompt too long: {size} tokens, the model has room for {room}" if limit and size > room else ""

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from diffpref.captions.models import chunks, quiet, user_errors, without_special_tokens
 from diffpref.errors import UserError
 from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
@@ -26,6 +25,7 @@ from diffpref.evaluators.checkpoints import check_keys, find_file, one_line, rea
 from diffpref.evaluators.clip import DTYPES, placed
 from diffpref.evaluators.hps_v3_text import IMAGE, REWARD, conversation
 from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD
+from diffpref.language_models.loading import chunks, quiet, user_errors, without_special_tokens
 from diffpref.paths import fingerprint
 
 PUBLISHED = "MizzenAI/HPSv3"

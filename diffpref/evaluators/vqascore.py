@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffpref.captions import models
-from diffpref.captions.image_text import ImageTextModel, find_image_text_model
 from diffpref.errors import UserError
 from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import one_line, weights_hash
 from diffpref.evaluators.clip import placed
+from diffpref.language_models import loading
+from diffpref.language_models.image_text import ImageTextModel, find_image_text_model
 from diffpref.paths import fingerprint
 
 WEIGHTS = "llava-hf/llava-1.5-7b-hf"
@@ -50,7 +50,7 @@ class VqaScore:
         self.rows = 1 if device.type == "cpu" else runtime.batch
         self.version = with_dtype(VERSION, runtime.dtype)
         self.network = model.network(str(device), runtime.dtype)
-        models.end_tokens(self.network, model.tokenizer)  # gives those a padding token that have none
+        loading.end_tokens(self.network, model.tokenizer)  # gives those a padding token that have none
         words = ("yes", "no") if model.kind in _LOWER_CASE else ("Yes", "No")
         self.answers = [_token(word, model.tokenizer, label) for word in words]
         self.fingerprint = fingerprint(
@@ -94,18 +94,18 @@ class VqaScore:
         shapes = [(*image.size, self._length(text)) for image, text in zip(images, asked, strict=True)]
         order = sorted(range(len(images)), key=lambda i: shapes[i])
         found = np.zeros((len(images), 2), np.float32)
-        for chunk in models.chunks(order, shapes, self.rows, True):
+        for chunk in loading.chunks(order, shapes, self.rows, True):
             found[chunk] = self._probabilities([images[i] for i in chunk], [asked[i] for i in chunk])
         return found[:, 0], {"no": found[:, 1]}
 
     def _asked(self, prompt: str) -> str:
-        plain = models.without_special_tokens(prompt, self.model.tokenizer)
+        plain = loading.without_special_tokens(prompt, self.model.tokenizer)
         return self.model.asked(QUESTION.replace("{}", plain))
 
     def _length(self, asked: str) -> int:
         """Tokens of a question. Raises UserError beyond the model's table of positions."""
         size = len(self.model.tokenizer(asked, verbose=False)["input_ids"])
-        limit = models.positions(self.model.source.config)
+        limit = loading.positions(self.model.source.config)
         if limit and size > limit:
             raise UserError(
                 f"a prompt is too long for {self.label}",

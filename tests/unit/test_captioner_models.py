@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffpref.captions import CAPTIONERS, Captioned, models
+from diffpref.captions import CAPTIONERS, Captioned
 from diffpref.errors import UserError
+from diffpref.language_models import loading
 from tests import caption_models
 from tests.caption_inputs import pictures, prompts
 
@@ -177,10 +178,10 @@ def test_nan_is_a_failure_and_no_caption(folders, tmp_path):
 
 
 def test_weights_are_loaded_once(folders):
-    models.load_network.cache_clear()
+    loading.load_network.cache_clear()
     for seed in (0, 1):
         captioner(folders["llava"], seed=seed)(pictures(1), ["a"], [0])
-    assert models.load_network.cache_info().misses == 1
+    assert loading.load_network.cache_info().misses == 1
 
 
 def test_precision_and_device_are_the_user_s(folders):
@@ -229,7 +230,7 @@ def test_missing_weights_are_an_error(folders, tmp_path):
         captioner(broken)(pictures(1), ["a"], [0])
     assert name in str(raised.value)
     (broken / "model.safetensors").write_bytes(b"half")
-    models.find_source.cache_clear()
+    loading.find_source.cache_clear()
     with pytest.raises(UserError, match="cannot load the model"):
         captioner(broken)(pictures(1), ["a"], [0])
 

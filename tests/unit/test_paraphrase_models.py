@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
-from diffpref.captions import PERTURBERS, Perturbed, models
+from diffpref.captions import PERTURBERS, Perturbed
 from diffpref.captions.dipper import DIPPER, DipperPerturber
 from diffpref.errors import UserError
+from diffpref.language_models import loading
 from tests import caption_models
 from tests.caption_inputs import prompts
 
@@ -154,8 +155,8 @@ def test_models_of_the_wrong_kind(folders, tmp_path):
 
 
 def test_both_models_stay_loaded(folders):
-    models.load_network.cache_clear()
+    loading.load_network.cache_clear()
     for _ in range(2):
         for name in folders:
             perturber(folders, name)(["a dog"], [0])
-    assert models.load_network.cache_info().misses == 2
+    assert loading.load_network.cache_info().misses == 2

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffpref.captions import models
 from diffpref.errors import UserError
+from diffpref.language_models import loading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +18,7 @@ _UNPADDED = ("blip", "git")  # their positions count padding, so batches are of 
 class ImageTextModel(NamedTuple):
     """A model whose configuration is read, and its other parts where they are asked for."""
 
-    source: models.Source
+    source: loading.Source
 
     @property
     def kind(self) -> str:
@@ -32,7 +32,7 @@ class ImageTextModel(NamedTuple):
 
     @property
     def processor(self) -> Any:
-        processor = models.load_processor("AutoProcessor", self.source.place, self.source.commit)
+        processor = loading.load_processor("AutoProcessor", self.source.place, self.source.commit)
         # learned positions of encoders count from the left
         processor.tokenizer.padding_side = "right" if self.source.config.is_encoder_decoder else "left"
         return processor
@@ -47,7 +47,7 @@ class ImageTextModel(NamedTuple):
 
     def network(self, device: str, dtype: str) -> Any:
         """The network for inference. Raises UserError where it cannot be had."""
-        return models.load_network(
+        return loading.load_network(
             "AutoModelForImageTextToText", self.source.place, self.source.commit, device, dtype
         )
 
@@ -79,7 +79,7 @@ def find_image_text_model(spec: str, revision: str = "") -> ImageTextModel:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
-    source = models.find_source(spec, revision)
+    source = loading.find_source(spec, revision)
     if source.config.model_type not in KNOWN:
         raise UserError(
             f"{spec} is no image-text-to-text model of transformers",

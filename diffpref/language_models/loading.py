@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffpref.errors import UserError
 from diffpref.paths import resolve_or_hub_id, sha256_file
+from diffpref.processes import choose_device
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def load_network(kind: str, place: str, commit: str | None, device: str, dtype: 
     import torch
     import transformers
 
-    target = pick_device(device)
+    target = choose_device(None if device == "auto" else device)
     precision = _precision(dtype, target)
     log.info("loading %s on %s in %s", place, target, str(precision).removeprefix("torch."))
     with user_errors(place), quiet():
@@ -133,19 +134,6 @@ def special_tokens(tokenizer: Any) -> set[str]:
     """Texts that the tokenizer reads as control tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {str(token) for token in (*tokenizer.all_special_tokens, *added) if str(token).strip()}
-
-
-def pick_device(name: str) -> str:
-    """The device called `name`; auto: a GPU where there is one. Raises UserError where it cannot be used."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} cannot be used", why=str(error).splitlines()[0]) from error
-    return name
 
 
 def _precision(name: str, device: str) -> torch.dtype:

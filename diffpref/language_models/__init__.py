@@ -1,0 +1,1 @@
+"""Models of transformers that read or write text, for captioners, perturbers and evaluators."""
