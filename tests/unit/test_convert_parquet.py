@@ -101,6 +101,14 @@ def test_double_captions_are_told_from_the_columns_and_both_are_needed(tmp_path)
     assert "--columns caption_0=NAME" in text
 
 
+def test_who_drew_the_images_is_kept_whatever_kind_of_text_the_column_is(tmp_path):
+    names = {"model_0": pa.array(["a"], pa.large_string()), "model_1": pa.array(["b"]).dictionary_encode()}
+    table = pa.table({"caption": ["p"], "jpg_0": [RED], "jpg_1": [BLUE], "label_0": [1.0], **names})
+    pq.write_table(table, tmp_path / "a.parquet")
+    _, kept = run(tmp_path / "a.parquet", tmp_path / "out")
+    assert [(r["model_0"], r["model_1"]) for r in kept] == [("a", "b")]
+
+
 def test_several_files_nested_image_structs_and_other_names(tmp_path):
     for number, name in enumerate(("b", "a")):
         entry = {

@@ -19,6 +19,7 @@ from diffpref.data.schema import (
     check_schema,
     find_files,
     first_line,
+    is_text,
     open_file,
 )
 from diffpref.data.sources.base import (
@@ -174,4 +175,4 @@ def _image_bytes(value: Any) -> bytes | None:
 
 
 def _has_text(schema: pa.Schema, name: str) -> bool:
-    return name in schema.names and pa.types.is_string(schema.field(name).type)
+    return schema.names.count(name) == 1 and is_text(schema.field(name).type)
