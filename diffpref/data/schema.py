@@ -105,7 +105,7 @@ def find_files(spec: str | Path) -> list[Path]:
         raise UserError(
             f"no pairs at {spec}",
             why="there is no such file or folder, and as a glob it matches no file",
-            fix="check --data.pairs; a relative path starts at the current folder",
+            fix="check the name; a relative path starts at the current folder",
         )
     return matches
 
