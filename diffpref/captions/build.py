@@ -130,9 +130,10 @@ def _check_columns(source: PairSource, options: CaptionOptions) -> None:
     """Raise UserError when new columns would take the place of old ones that are needed, or are there yet."""
     columns, added = options.columns, list(added_columns(options.columns))
     read = (columns.caption, columns.image_0, columns.image_1, columns.label_0)
-    if len({*added, *read}) < len(added) + len(read):
+    wanted = len(read) + len(added_columns(PickAPicColumns()))
+    if "" in added or len({*added, *read}) < wanted:
         raise UserError(
-            "two columns have the same name",
+            "two columns have the same name, or one has none",
             why=f"read: {', '.join(read)}; written: {', '.join(added)}",
             fix="choose other --columns.caption_0 and --columns.caption_1",
         )
