@@ -100,6 +100,12 @@ def test_a_folder_of_other_files_or_of_something_else_is_refused(tmp_path):
     assert "is no folder" in error(source, source)
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    source = write(tmp_path / "a.parquet", [row()])
+    assert f"cannot write {tmp_path / 'link/out'}" in error(source, tmp_path / "link/out")
+
+
 def test_too_many_bad_rows(tmp_path):
     source = write(tmp_path / "a.parquet", [row(), row(jpg_0=b"x"), row(0.5), row(0.5)])
     text = error(source, tmp_path / "out", max_bad_share=0.24)
