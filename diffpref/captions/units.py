@@ -78,6 +78,8 @@ def _is_meant(caption: Parsed, i: int, length: int, entry: Entry) -> bool:
     if any(caption.is_name(k) or k in caption.authors for k in range(i, i + length)):
         return False
     kind, word = entry.kind, caption.lower[i]
+    if word in ROLES["measured"] and i and caption.lower[i - 1] in ROLES["measure"] and caption.gap(i) == " ":
+        return False
     if kind == "color" and length == 1:
         return _is_color(caption, i)
     if word == "short" and "tall" in entry.choices:

@@ -57,7 +57,7 @@ def test_perturbation_keeps_the_winner_s_prompt_and_perturbs_the_loser_s(tmp_pat
                 assert found[f"caption_{side}"] == expected[n].text != found["caption"]
                 assert origin == {
                     "source": "perturber", "captioner": None, "changed": True, "before": None,
-                    "perturber": {"backend": "rules", "model": "", "revision": "1", "template": "",
+                    "perturber": {"backend": "rules", "model": "", "revision": "2", "template": "",
                                   "level": "strong", "seed": 5},
                 }  # fmt: skip
             else:

@@ -137,6 +137,10 @@ def test_brackets_and_quotes_are_opened_where_there_is_nothing_else():
         ("a stained glass window", "stained glass"),
         ("a glass of milk", "glass of"),
         ("on the floor", "on the floor"),
+        ("a 30 years old man with a red hat", "30 years old "),
+        ("20 year old woman", "20 year old "),
+        ("a 6 feet tall man", "6 feet tall "),
+        ("an hour long walk on the beach", "hour long "),
     ],
 )
 def test_words_that_mean_something_else_stay(caption, kept):
