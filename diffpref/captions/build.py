@@ -29,7 +29,7 @@ from diffpref.captions.source import PairSource, open_source
 from diffpref.captions.stages import METHODS, Method, added_columns
 from diffpref.captions.summary import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
-from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
+from diffpref.data.outfolder import REPORT, claim, describe_files, is_finished, write_manifest
 from diffpref.data.parts import part_path
 from diffpref.data.schema import Columns, PickAPicColumns
 from diffpref.engine import Engine, require_shard, run_units
@@ -90,7 +90,7 @@ def caption(
         f"the captions {out}", "what is finished of them stays and will be used", hint=""
     ):
         claim(out, key, "caption run", _name_of)
-        finished = (out / MANIFEST).exists()
+        finished = is_finished(out)
         if not finished:
             run = _make_missing(job, options)
             missing = [part for part in job.parts() if not part.exists()]

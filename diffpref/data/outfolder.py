@@ -51,6 +51,14 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
         )
 
 
+def is_finished(out: Path) -> bool:
+    """Whether the folder is complete; one whose report cannot be read gets a new one from its parts."""
+    try:
+        return (out / MANIFEST).exists() and bool(json.loads((out / REPORT).read_text(encoding="utf-8")))
+    except (ValueError, OSError):
+        return False
+
+
 def write_manifest(out: Path, key: Mapping[str, Any], packages: tuple[str, ...]) -> None:
     """The last file: the folder is complete. packages: those whose versions shape it."""
     versions = {"diffpref": __version__, "python": platform.python_version()}

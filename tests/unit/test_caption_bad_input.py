@@ -153,6 +153,17 @@ def test_new_columns_have_names_of_their_own(tmp_path, names):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_report_is_made_again(tmp_path):
+    pairs = write(tmp_path / "p.parquet", [row(1.0, caption="two red dogs")])
+    options = CaptionOptions("perturbation", perturber=RulePerturber())
+    before = caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    (tmp_path / "out/report.json").write_text("{")
+    after = caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    assert before is not None
+    assert after is not None
+    assert {**after, "run": None} == {**before, "run": None}
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     pairs = write_pairs(tmp_path / "p.parquet", 10)
     out = tmp_path / "out"
