@@ -97,7 +97,7 @@ def find_files(spec: str | Path) -> list[Path]:
             raise UserError(
                 f"the folder {resolved} mixes splits: {', '.join(splits)}",
                 why="training on held-out pairs would make every validation figure meaningless",
-                fix=f"name one split, for example '{resolved}/{splits[0]}*.parquet'",
+                fix=f"name one split, for example '{glob.escape(str(resolved))}/{splits[0]}*.parquet'",
             )
         return files
     matches = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if Path(p).is_file())

@@ -14,7 +14,7 @@ import pytest
 from diffpref.cli import main
 from diffpref.data.check import check
 from diffpref.data.pairs import open_pairs
-from diffpref.data.schema import PickAPicColumns
+from diffpref.data.schema import PickAPicColumns, find_files
 from diffpref.errors import UserError
 from tests.pair_files import BLUE, RED, image_bytes, row, write
 
@@ -70,6 +70,15 @@ def test_a_missing_column_names_the_nearest_and_the_option(tmp_path):
     assert "no column 'caption'" in text
     assert "captions, jpg_0, jpg_1, label_0" in text
     assert "--data.columns.caption captions" in text
+
+
+def test_the_glob_for_one_split_is_one_that_works(tmp_path):
+    folder = tmp_path / "pairs [v2]"
+    folder.mkdir()
+    for name in ("train", "test"):
+        write(folder / f"{name}-0.parquet", [row()])
+    (named,) = re.findall("for example '(.+)'", message(folder))
+    assert find_files(named) == [folder / "test-0.parquet"]
 
 
 def test_check_names_options_that_it_has(tmp_path, capsys):
