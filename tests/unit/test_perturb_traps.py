@@ -147,6 +147,19 @@ def test_words_that_mean_something_else_stay(caption, kept):
     assert all(kept in text for text in outputs(caption, rows=range(40)))
 
 
+@pytest.mark.parametrize(
+    ("caption", "kind"),
+    [
+        ("old bearded japanese man", "age"),
+        ("an old and wise woman", "age"),
+        ("an old house with a man", "state"),
+        ("an old car mechanic woman", "state"),
+    ],
+)
+def test_an_old_person_is_never_brand_new(caption, kind):
+    assert {k for k, before in kinds(caption) if before == "old"} == {kind}
+
+
 def test_unknown_tags_are_exchanged_or_left_out():
     caption = "xyzzy, plugh, frobozz"
     results = RulePerturber()([caption] * 40, range(40))
