@@ -29,7 +29,7 @@ from diffpref.captions.source import PairSource, open_source
 from diffpref.captions.stages import METHODS, Method, added_columns
 from diffpref.captions.summary import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
-from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
+from diffpref.data.outfolder import REPORT, claim, describe_files, is_finished, write_manifest
 from diffpref.data.parts import part_path
 from diffpref.data.schema import Columns, PickAPicColumns
 from diffpref.engine import Engine, require_shard, run_units
@@ -90,7 +90,7 @@ def caption(
         f"the captions {out}", "what is finished of them stays and will be used", hint=""
     ):
         claim(out, key, "caption run", _name_of)
-        finished = (out / MANIFEST).exists()
+        finished = is_finished(out)
         if not finished:
             run = _make_missing(job, options)
             missing = [part for part in job.parts() if not part.exists()]
@@ -130,9 +130,10 @@ def _check_columns(source: PairSource, options: CaptionOptions) -> None:
     """Raise UserError when new columns would take the place of old ones that are needed, or are there yet."""
     columns, added = options.columns, list(added_columns(options.columns))
     read = (columns.caption, columns.image_0, columns.image_1, columns.label_0)
-    if len({*added, *read}) < len(added) + len(read):
+    wanted = len(read) + len(added_columns(PickAPicColumns()))
+    if "" in added or len({*added, *read}) < wanted:
         raise UserError(
-            "two columns have the same name",
+            "two columns have the same name, or one has none",
             why=f"read: {', '.join(read)}; written: {', '.join(added)}",
             fix="choose other --columns.caption_0 and --columns.caption_1",
         )

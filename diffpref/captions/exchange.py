@@ -61,19 +61,20 @@ def exchange(
 ) -> Reply:
     """Send one request and read its answer within `timeout` seconds. Raises Transient or Fatal."""
 
-    def hidden(text: str) -> str:
+    def hidden(text: str) -> str:  # before anything is cut off, which could leave half of the key
         return text.replace(key, "[key]") if key else text
 
     try:
         response, content = _post(session, address, body, key, timeout)
     except requests.exceptions.SSLError as error:
         raise Fatal(
-            f"no safe connection to {address}", hidden(_short(str(error))), "check the address"
+            f"no safe connection to {address}", _short(hidden(str(error))), "check the address"
         ) from None
     except (requests.Timeout, ReadTimeoutError, TimeoutError):
         raise Transient(f"no answer within {timeout:g} s", of_request=True) from None
     except (requests.RequestException, HTTPError) as error:
-        raise Transient(hidden(f"the connection failed ({type(error).__name__}: {_cause(error)})")) from None
+        cause = _short(hidden(_cause(error)))
+        raise Transient(f"the connection failed ({type(error).__name__}: {cause})") from None
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
@@ -121,7 +122,7 @@ def _judge(
         status = _inner_status(answer)  # gateways wrap errors of the model's host
     if status == 200:
         return _read(answer, hidden)
-    why = hidden(f"HTTP {status}: {_message(answer) or response.reason}")
+    why = _short(hidden(f"HTTP {status}: {_message(answer) or response.reason}"))
     if status in (400, 413, 422):
         return Reply("", why)
     if status == 429 and "insufficient_quota" in json.dumps(answer):
@@ -132,7 +133,7 @@ def _judge(
     if status in (401, 402, 403):
         raise Fatal(f"{address} refuses the request", why, "check api_key_env, the key in it and the account")
     if 300 <= status < 400:
-        target = hidden(response.headers.get("Location", "another address"))
+        target = _short(hidden(response.headers.get("Location", "another address")))
         raise Fatal(f"{address} has moved", f"HTTP {status} to {target}", "give the new address as url")
     raise Fatal(
         f"{address} does not take the request",
@@ -155,11 +156,15 @@ def _read(answer: Any, hidden: Callable[[str], str]) -> Reply:
     except (TypeError, KeyError, IndexError, AttributeError):
         raise Transient("the answer is not in the form of the API", of_request=True) from None
     if reason == "content_filter" or refusal:
-        return Reply("", hidden(f"refused: {_short(str(refusal or 'content filter'))}"))
+        return Reply("", f"refused: {_short(hidden(str(refusal or 'content filter')))}")
     text = hidden(content or "").encode(errors="replace").decode()
     if reason == "length":
         text = cut_short(text)
-    return Reply(text) if text.strip() else Reply("", f"the answer is empty (finish_reason {reason!r:.40})")
+    return (
+        Reply(text)
+        if text.strip()
+        else Reply("", f"the answer is empty (finish_reason {hidden(repr(reason)):.40})")
+    )
 
 
 def _inner_status(answer: dict[str, Any]) -> int:
@@ -173,7 +178,7 @@ def _message(answer: Any) -> str:
     error = answer.get("error", answer) if isinstance(answer, dict) else ""
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
-    return _short(str(error or ""))
+    return str(error or "")
 
 
 def _seconds(header: str) -> float:
@@ -192,9 +197,10 @@ def _cause(error: BaseException) -> str:
     """The innermost message: requests wraps what happened several times."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return _short(str(error)) or type(error).__name__
+    return str(error).strip() or type(error).__name__
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    """One line of at most 300 characters, without what would control a terminal."""
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return text if len(text) <= 300 else f"{text[:297]}..."

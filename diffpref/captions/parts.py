@@ -74,6 +74,8 @@ class CaptionWriter:
             column = table.column(name)
             if pa.types.is_struct(column.type):
                 column = pc.struct_field(column, "bytes")
+            if pa.types.is_binary_view(column.type):  # Arrow measures no views
+                column = column.cast(pa.large_binary())
             lengths = pc.fill_null(pc.binary_length(column), 0).to_pylist()
             sizes = [size + length for size, length in zip(sizes, lengths, strict=True)]
         return sizes

@@ -16,7 +16,7 @@ from diffpref.captions.tags import edit_tags
 from diffpref.captions.units import Unit, find_units
 from diffpref.seeds import pair_seed
 
-VERSION = 1
+VERSION = 2
 """Of the rules and lists together: raised when a caption comes out another."""
 _MASK = (1 << 64) - 1
 _ADJECTIVES = frozenset({"color", "size", "texture", "material", "age", "state"})

@@ -94,10 +94,17 @@ def open_source(pairs: str, columns: Columns, limit: int = 0) -> PairSource:
 
 def _difference(first: pa.Schema, other: pa.Schema) -> str:
     for name in [*first.names, *(name for name in other.names if name not in first.names)]:
-        kinds = [str(schema.field(name).type) if name in schema.names else "" for schema in (first, other)]
+        kinds = [_kind(schema, name) for schema in (first, other)]
         if kinds[0] != kinds[1]:
-            return f"'{name}': {kinds[0] or 'missing'} there, {kinds[1] or 'missing'} here"
+            return f"'{name}': {kinds[0]} there, {kinds[1]} here"
     return "their order differs"
+
+
+def _kind(schema: pa.Schema, name: str) -> str:
+    """What a column holds, "missing" where there is none; a name may stand for several."""
+    found = [schema.field(place) for place in schema.get_all_field_indices(name)]
+    kinds = [str(field.type) if field.nullable else f"{field.type} without nulls" for field in found]
+    return " and ".join(kinds) or "missing"
 
 
 class SliceReader:

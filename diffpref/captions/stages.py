@@ -185,7 +185,8 @@ def add_columns(
     """
     kept = [i for i, reason in enumerate(made.column("reason").to_pylist()) if not reason]
     whole = len(kept) == made.num_rows
-    table = pa.Table.from_batches([piece.batch if whole else piece.batch.take(pa.array(kept, pa.int64()))])
+    rows_kept = [piece.batch] if whole else [piece.batch.slice(i, 1) for i in kept]  # `take` knows no views
+    table = pa.Table.from_batches(rows_kept, piece.batch.schema)
     lost = losers(piece, columns)
     rows = [(row, lost[i]) for i, row in enumerate(made.to_pylist()) if not row["reason"]]
     texts = [[row[f"caption_{side}"] for row, _ in rows] for side in (0, 1)]

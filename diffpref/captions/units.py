@@ -78,6 +78,8 @@ def _is_meant(caption: Parsed, i: int, length: int, entry: Entry) -> bool:
     if any(caption.is_name(k) or k in caption.authors for k in range(i, i + length)):
         return False
     kind, word = entry.kind, caption.lower[i]
+    if word in ROLES["measured"] and i and caption.lower[i - 1] in ROLES["measure"] and caption.gap(i) == " ":
+        return False
     if kind == "color" and length == 1:
         return _is_color(caption, i)
     if word == "short" and "tall" in entry.choices:
@@ -86,7 +88,7 @@ def _is_meant(caption: Parsed, i: int, length: int, entry: Entry) -> bool:
     if kind in _ATTRIBUTIVE:
         return _next(caption, i + length) not in FUNCTION
     if kind == "age":
-        return any(_is_person(caption, k) for k in (i + 1, i + 2))
+        return _describes_person(caption, i)
     if kind == "count":
         return (word[0].isdigit() and word[-1].isalpha()) or _counts(caption, i, length)
     if kind == "relation":
@@ -112,6 +114,18 @@ def _is_person(caption: Parsed, i: int) -> bool:
     word = _next(caption, i)
     entry = lexicon().words.get(word)
     return entry.kind in PEOPLE if entry else word in ROLES["human"]
+
+
+def _describes_person(caption: Parsed, i: int) -> bool:
+    """Whether a person is the first thing within four words: "old bearded japanese man"."""
+    words = lexicon().words
+    for k in range(i + 1, i + 5):
+        if _is_person(caption, k):
+            return True
+        word = _next(caption, k)
+        if (word in FUNCTION and word != "and") or (word in words and words[word].tier == OBJECT):
+            return False
+    return False
 
 
 def _is_color(caption: Parsed, i: int) -> bool:

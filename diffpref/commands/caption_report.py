@@ -70,6 +70,9 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
 
 
 def _default_out(folder: str) -> Path:
+    from diffpref.data.schema import find_files
+
+    find_files(folder)  # a folder that does not exist is told as such
     if Path(folder).is_dir():
         return Path(folder) / NAME
     raise UserError(f"{folder} is no folder to put the report in", fix=f"--out {NAME}")

@@ -30,7 +30,7 @@ from diffpref.config import DataConfig
 from diffpref.data.cache_need import check_room, needs
 from diffpref.data.cache_parts import Latents, Part, Text, read_header, read_manifest, remove
 from diffpref.data.cached import EncodedPairs, LatentCache, TextCache
-from diffpref.data.disk import told_when_disk_is_full
+from diffpref.data.disk import told_when_disk_is_full, told_when_not_writable
 from diffpref.data.encoding import Encoder
 from diffpref.data.live import LiveLatents
 from diffpref.data.pairs import PairTable
@@ -96,7 +96,8 @@ def prepare(table: PairTable, family: Family, data: DataConfig, folder: Path, na
         parts = [kind(table, family, data, folder / name, pairs) for name, kind in kinds]
         for part in parts:
             _clear_if_other(part, named)
-            part.folder.mkdir(parents=True, exist_ok=True)
+            with told_when_not_writable(part.folder):
+                part.folder.mkdir(parents=True, exist_ok=True)
     return parts
 
 
@@ -129,7 +130,8 @@ def progress_bar(what: str, unit: str, total: int, shown: bool = True) -> tqdm[A
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against other processes that begin or finish the same cache."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with told_when_not_writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a cache that may be read only, a file system without locks
             fcntl.flock(held.enter_context(open(folder / ".lock", "ab")), fcntl.LOCK_EX)

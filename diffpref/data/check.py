@@ -85,7 +85,7 @@ def check(
     Raises UserError, as `open_pairs` does, for data that training would refuse; bad rows, however many, are
     listed instead, unless no usable pair is left.
     """
-    table = open_pairs(pairs, columns, captions, max_bad_share=1.0)
+    table = open_pairs(pairs, columns, captions, max_bad_share=1.0, option="--columns.{} {}")
     sizes: Counter[tuple[int, int]] = Counter()
     for index in tqdm(range(len(table)), desc="images", unit="pair", file=sys.stderr, disable=None):
         pair = table.try_load(index)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from diffpref.data.convert_report import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.judge import judge_all
-from diffpref.data.outfolder import MANIFEST, REPORT, claim, describe_files, write_manifest
+from diffpref.data.outfolder import REPORT, claim, describe_files, is_finished, write_manifest
 from diffpref.data.parts import PartWriter, await_writer, part_path, part_schema, staged
 from diffpref.data.sources import SOURCES, hub, open_source
 from diffpref.data.sources.base import Candidate, Request, Source
@@ -79,7 +79,7 @@ def convert(
         f"the pairs {out}", "what is finished of them stays and will be used", hint=""
     ):
         claim(out, key, "conversion", _name_of)
-        finished = (out / MANIFEST).exists()
+        finished = is_finished(out)
         if not finished:
             if options.engine == "ray":
                 _make_with_ray(source, out, options)

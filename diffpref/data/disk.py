@@ -43,6 +43,21 @@ def told_when_disk_is_full(
         ) from error
 
 
+@contextlib.contextmanager
+def told_when_not_writable(place: Path) -> Iterator[None]:
+    """Turn the system's refusal to write `place` into a UserError; "no space left" passes unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if _is_no_room(error):
+            raise
+        raise UserError(
+            f"cannot write {place}",
+            why=str(error.strerror or error),
+            fix="choose a folder that can be written",
+        ) from error
+
+
 def _is_no_room(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM

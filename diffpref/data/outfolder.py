@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpref import __version__
+from diffpref.data.disk import told_when_not_writable
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_text, fingerprint, sha256_file
 
@@ -22,7 +23,8 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
     """Write settings.json into a new folder, or go on in one that has the same.
 
     what: what the folder holds ("conversion"). name_of(setting): how a setting that differs is called in the
-    message ("another --format"), "" for one that may differ. Raises UserError for any other folder.
+    message ("another --format"), "" for one that may differ. Raises UserError for any other folder and
+    for one that cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is no folder", fix="choose another")
@@ -34,7 +36,8 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
         if strangers:
             why = f"it holds {', '.join(strangers[:5])} and no {SETTINGS}"
             raise UserError(f"{out} is not empty and no {what}", why, "choose another --out") from None
-        atomic_write_text(out / SETTINGS, json.dumps(key, indent=2) + "\n")
+        with told_when_not_writable(out):
+            atomic_write_text(out / SETTINGS, json.dumps(key, indent=2) + "\n")
         return
     except (ValueError, OSError) as error:
         raise UserError(f"{out / SETTINGS} cannot be read", str(error), "choose another --out") from error
@@ -46,6 +49,14 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
             f"{out} holds a {what} that was made with {' and '.join(differing)}",
             fix="choose another --out, or remove that folder",
         )
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the folder is complete; one whose report cannot be read gets a new one from its parts."""
+    try:
+        return (out / MANIFEST).exists() and bool(json.loads((out / REPORT).read_text(encoding="utf-8")))
+    except (ValueError, OSError):
+        return False
 
 
 def write_manifest(out: Path, key: Mapping[str, Any], packages: tuple[str, ...]) -> None:

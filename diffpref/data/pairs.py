@@ -69,10 +69,11 @@ def open_pairs(
     captions: Captions = "shared",
     max_bad_share: float = 0.01,
     max_pairs: int = 0,
+    option: str = "--data.columns.{} {}",
 ) -> PairTable:
     """Open a file, a folder or a glob of Parquet pairs and check every label and caption.
 
-    max_pairs: use the first so many usable pairs; 0: all.
+    max_pairs: use the first so many usable pairs; 0: all. option: as in `check_schema`.
 
     Ties and rows without a label are dropped and counted. Rows whose captions are null or empty are bad: left
     out, counted and named; so are rows whose images cannot be decoded, found when they are loaded.
@@ -87,7 +88,7 @@ def open_pairs(
     columns = columns if columns is not None else PickAPicColumns()
     files = [open_file(path) for path in find_files(spec)]
     for file in files:
-        check_schema(file, columns, captions)
+        check_schema(file, columns, captions, option)
     return PairTable(files, columns, captions, max_bad_share, max_pairs)
 
 
@@ -118,9 +119,7 @@ class PairTable:
         self._first_wins = result.first_wins[:last]
         self._problems: dict[int, str] = {}  # index -> why a pair turned out unusable when it was loaded
         if self.stats.rows == 0:
-            raise UserError(
-                f"no rows in {self._where()}", fix="give a file that holds pairs with --data.pairs"
-            )
+            raise UserError(f"no rows in {self._where()}", fix="give a file that holds pairs")
         self._check_bad_share()
         if len(self) == 0:
             raise UserError(

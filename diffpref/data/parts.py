@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffpref.data.disk import told_when_not_writable
 from diffpref.data.judge import Judged
 from diffpref.data.sources.base import Source
 from diffpref.errors import UserError
@@ -165,10 +166,12 @@ class PartWriter:
 def staged(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path`, flushed and renamed to it when all went well, removed when not.
 
-    Raises UserError when another process is writing it.
+    Raises UserError when another process is writing it, and when nobody may.
     """
     temporary = _staging(path)
-    with open(temporary, "ab") as stream:
+    with contextlib.ExitStack() as held:
+        with told_when_not_writable(temporary):
+            stream = held.enter_context(open(temporary, "ab"))
         _lock(stream, temporary)
         try:
             stream.truncate(0)

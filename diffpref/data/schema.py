@@ -97,7 +97,7 @@ def find_files(spec: str | Path) -> list[Path]:
             raise UserError(
                 f"the folder {resolved} mixes splits: {', '.join(splits)}",
                 why="training on held-out pairs would make every validation figure meaningless",
-                fix=f"name one split, for example '{resolved}/{splits[0]}*.parquet'",
+                fix=f"name one split, for example '{glob.escape(str(resolved))}/{splits[0]}*.parquet'",
             )
         return files
     matches = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if Path(p).is_file())
@@ -105,7 +105,7 @@ def find_files(spec: str | Path) -> list[Path]:
         raise UserError(
             f"no pairs at {spec}",
             why="there is no such file or folder, and as a glob it matches no file",
-            fix="check --data.pairs; a relative path starts at the current folder",
+            fix="check the name; a relative path starts at the current folder",
         )
     return matches
 
@@ -150,8 +150,8 @@ def check_schema(
         )
     fields = {"image_0": _is_image, "image_1": _is_image, "label_0": _is_label}
     texts = ("caption",) if captions == "shared" else ("caption_0", "caption_1")
-    fields |= dict.fromkeys(texts, _is_text)
-    wanted = {_is_image: "image bytes (binary)", _is_label: "a number: 0, 0.5 or 1", _is_text: "text"}
+    fields |= dict.fromkeys(texts, is_text)
+    wanted = {_is_image: "image bytes (binary)", _is_label: "a number: 0, 0.5 or 1", is_text: "text"}
     for key, accepts in fields.items():
         name = getattr(columns, key)
         if name not in names:
@@ -205,7 +205,7 @@ def _is_label(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

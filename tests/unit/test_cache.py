@@ -167,6 +167,12 @@ def test_settings_are_part_of_the_key(tmp_path, family, change):
         build_cache(open_pairs(data.pairs), family, data, tmp_path / "cache", True)
 
 
+def test_a_folder_that_cannot_be_made(tmp_path, family):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/cache"):
+        build(tmp_path, family, folder="file/cache")
+
+
 def test_changed_pairs_are_noticed(tmp_path, family):
     build(tmp_path, family, named=True)
     with pytest.raises(UserError, match="other pairs"):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -89,6 +90,16 @@ def test_files_with_different_columns_are_refused(tmp_path):
     assert "'extra': int64 there, string here" in message
 
 
+def test_files_that_differ_in_nulls_alone_or_hold_a_column_twice(tmp_path):
+    first = pq.read_table(write(tmp_path / "a.parquet", [row(1.0, extra=1)]))
+    strict = pa.schema([field.with_nullable(field.name != "extra") for field in first.schema])
+    pq.write_table(first.cast(strict), tmp_path / "b.parquet")
+    message = error(tmp_path, tmp_path / "out")
+    assert "'extra': int64 there, int64 without nulls here" in message
+    pq.write_table(first.append_column("extra", pa.array(["x"])), tmp_path / "b.parquet")
+    assert "'extra': int64 there, int64 and string here" in error(tmp_path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("label", [0.7, None, 2.0])
 def test_a_bad_label_is_named_before_anything_is_captioned(tmp_path, label):
     pairs = write(tmp_path / "p.parquet", [row(1.0)] * 20 + [row(label)])
@@ -126,10 +137,31 @@ def test_captions_that_are_there_are_not_written_over_unasked(tmp_path, caplog):
     assert "--replace has no effect" in caplog.text
 
 
-def test_new_columns_cannot_take_the_place_of_those_that_are_read(tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"caption_0": "caption"},
+        {"caption_0": "c", "caption_1": "c"},
+        {"caption_1": "tokens_0"},
+        {"caption_0": ""},
+    ],
+)
+def test_new_columns_have_names_of_their_own(tmp_path, names):
     pairs = write(tmp_path / "p.parquet", [row(1.0)])
-    columns = ColumnsConfig(caption_0="caption")
+    columns = ColumnsConfig(**names)
     assert "two columns have the same name" in error(pairs, tmp_path / "out", columns=columns)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_report_is_made_again(tmp_path):
+    pairs = write(tmp_path / "p.parquet", [row(1.0, caption="two red dogs")])
+    options = CaptionOptions("perturbation", perturber=RulePerturber())
+    before = caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    (tmp_path / "out/report.json").write_text("{")
+    after = caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    assert before is not None
+    assert after is not None
+    assert {**after, "run": None} == {**before, "run": None}
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

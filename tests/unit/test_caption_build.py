@@ -57,7 +57,7 @@ def test_perturbation_keeps_the_winner_s_prompt_and_perturbs_the_loser_s(tmp_pat
                 assert found[f"caption_{side}"] == expected[n].text != found["caption"]
                 assert origin == {
                     "source": "perturber", "captioner": None, "changed": True, "before": None,
-                    "perturber": {"backend": "rules", "model": "", "revision": "1", "template": "",
+                    "perturber": {"backend": "rules", "model": "", "revision": "2", "template": "",
                                   "level": "strong", "seed": 5},
                 }  # fmt: skip
             else:
@@ -102,6 +102,18 @@ def test_hybrid_perturbs_the_loser_s_own_caption(tmp_path):
             else:
                 assert (found[f"caption_{side}"], origin["source"]) == (captions[side], "captioner")
                 assert (origin["perturber"], origin["before"]) == (None, None)
+
+
+def test_views_of_text_and_bytes_are_columns_like_others(tmp_path):
+    """What Arrow can write but cannot take rows of, or measure."""
+    kinds = {"caption": pa.string_view(), "jpg_0": pa.binary_view(), "jpg_1": pa.binary_view()}
+    schema = pa.schema({**kinds, "label_0": pa.int64(), "note": pa.string_view()})
+    rows = [row(1, note="x" * n, caption="" if n == 1 else f"{n} red dogs") for n in range(40)]
+    source = write(tmp_path / "p.parquet", rows, schema)
+    report, found = run(source, tmp_path / "out", "hybrid", max_failed_share=1.0)
+    assert (report["rows"], report["kept"]) == (40, 39)
+    assert [r["note"] for r in found] == ["x" * n for n in range(40) if n != 1]
+    assert pq.read_schema(tmp_path / "out/part-00000.parquet").field("jpg_0").type == pa.binary_view()
 
 
 def test_every_other_column_stays_as_it_was(tmp_path):

@@ -347,6 +347,7 @@ def test_perturbed_prompts(tmp_path: Path) -> None:
         (["nowhere", "--out", "r.html"], "no pairs at nowhere"),
         (["{root}/hybrid", "--out", "r.txt"], "--out must end in .html"),
         (["{root}/hybrid/part-00000.parquet"], "no folder to put the report in"),
+        (["{root}/hybrd"], "no pairs at"),
         (["{root}/hybrid", "--device", "cpu"], "--device without effect"),
         (["{root}/hybrid", "--clip-pairs", "5"], "--clip-pairs without effect"),
         (["{root}/hybrid", "--clip", "{root}/hybrid"], "cannot load the CLIP model"),

@@ -100,6 +100,24 @@ def test_a_folder_of_other_files_or_of_something_else_is_refused(tmp_path):
     assert "is no folder" in error(source, source)
 
 
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_report_that_is_gone_or_damaged_is_made_again(tmp_path, content):
+    source = write(tmp_path / "a.parquet", [row(), row(0.5)])
+    run(source, tmp_path / "out")
+    before = files(tmp_path / "out")
+    (tmp_path / "out/report.json").unlink()
+    if content is not None:
+        (tmp_path / "out/report.json").write_text(content)
+    run(source, tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    source = write(tmp_path / "a.parquet", [row()])
+    assert f"cannot write {tmp_path / 'link/out'}" in error(source, tmp_path / "link/out")
+
+
 def test_too_many_bad_rows(tmp_path):
     source = write(tmp_path / "a.parquet", [row(), row(jpg_0=b"x"), row(0.5), row(0.5)])
     text = error(source, tmp_path / "out", max_bad_share=0.24)

@@ -101,6 +101,24 @@ def test_double_captions_are_told_from_the_columns_and_both_are_needed(tmp_path)
     assert "--columns caption_0=NAME" in text
 
 
+def test_double_captions_under_other_names(tmp_path):
+    source = write(tmp_path / "a.parquet", [row(left="c0", right="c1")])
+    names = {"caption_0": "left", "caption_1": "right"}
+    _, kept = run(source, tmp_path / "out", columns=names)
+    assert [(r["caption_0"], r["caption_1"]) for r in kept] == [("c0", "c1")]
+    text = error(source, tmp_path / "no", columns=names, format="pick-a-pic")
+    assert "--columns caption_0=left caption_1=right has no effect" in text
+    assert "no column 'lft'" in error(source, tmp_path / "no", columns=names | {"caption_0": "lft"})
+
+
+def test_who_drew_the_images_is_kept_whatever_kind_of_text_the_column_is(tmp_path):
+    names = {"model_0": pa.array(["a"], pa.large_string()), "model_1": pa.array(["b"]).dictionary_encode()}
+    table = pa.table({"caption": ["p"], "jpg_0": [RED], "jpg_1": [BLUE], "label_0": [1.0], **names})
+    pq.write_table(table, tmp_path / "a.parquet")
+    _, kept = run(tmp_path / "a.parquet", tmp_path / "out")
+    assert [(r["model_0"], r["model_1"]) for r in kept] == [("a", "b")]
+
+
 def test_several_files_nested_image_structs_and_other_names(tmp_path):
     for number, name in enumerate(("b", "a")):
         entry = {

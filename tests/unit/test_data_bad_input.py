@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffpref.cli import main
 from diffpref.data.check import check
 from diffpref.data.pairs import open_pairs
-from diffpref.data.schema import PickAPicColumns
+from diffpref.data.schema import PickAPicColumns, find_files
 from diffpref.errors import UserError
 from tests.pair_files import BLUE, RED, image_bytes, row, write
 
@@ -69,6 +70,25 @@ def test_a_missing_column_names_the_nearest_and_the_option(tmp_path):
     assert "no column 'caption'" in text
     assert "captions, jpg_0, jpg_1, label_0" in text
     assert "--data.columns.caption captions" in text
+
+
+def test_the_glob_for_one_split_is_one_that_works(tmp_path):
+    folder = tmp_path / "pairs [v2]"
+    folder.mkdir()
+    for name in ("train", "test"):
+        write(folder / f"{name}-0.parquet", [row()])
+    (named,) = re.findall("for example '(.+)'", message(folder))
+    assert find_files(named) == [folder / "test-0.parquet"]
+
+
+def test_check_names_options_that_it_has(tmp_path, capsys):
+    source = write(tmp_path / "a.parquet", [{"captions": "p", **row()}])
+    assert main(["check", str(source), "--columns.caption", "captons"]) == 2
+    assert "with --columns.caption captions" in capsys.readouterr().err
+    pq.write_table(pq.read_table(source).slice(0, 0), tmp_path / "empty.parquet")
+    for place in (tmp_path / "none*.parquet", tmp_path / "empty.parquet"):
+        assert main(["check", str(place)]) == 2
+        assert "--data." not in capsys.readouterr().err
 
 
 def test_dual_captions_asked_of_data_without_them(tmp_path):

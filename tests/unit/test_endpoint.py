@@ -314,6 +314,19 @@ def test_the_key_is_seen_by_the_server_alone(tmp_path, monkeypatch, caplog, capf
     assert len("".join(file.read_text() for file in tmp_path.iterdir())) > 0
 
 
+@pytest.mark.parametrize("before", range(250, 310, 7))
+def test_no_half_of_a_key_is_left_where_a_long_message_is_cut(monkeypatch, before):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    text = "\x1b[31m" + "x" * before + KEY
+    for act in (Act(status=400, raw=json.dumps({"error": text}).encode()), Act(status=200, raw=json.dumps(
+        {"choices": [{"message": {"content": None, "refusal": text}}]}).encode())):  # fmt: skip
+        with serving(lambda _, act=act: act) as server:
+            (result,) = captioner(server, api_key_env="SOME_KEY")(pictures(1), prompts(1), [0])
+        assert "xxx" in result.failure
+        assert KEY[:8] not in result.failure
+        assert result.failure.isprintable()
+
+
 @pytest.mark.parametrize("value", ["", "  ", "two words", "line\nend", "schlüssel"])
 def test_a_variable_without_a_key_is_refused_without_being_shown(monkeypatch, value):
     monkeypatch.setenv("SOME_KEY", value)

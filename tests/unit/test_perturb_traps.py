@@ -137,10 +137,27 @@ def test_brackets_and_quotes_are_opened_where_there_is_nothing_else():
         ("a stained glass window", "stained glass"),
         ("a glass of milk", "glass of"),
         ("on the floor", "on the floor"),
+        ("a 30 years old man with a red hat", "30 years old "),
+        ("20 year old woman", "20 year old "),
+        ("a 6 feet tall man", "6 feet tall "),
+        ("an hour long walk on the beach", "hour long "),
     ],
 )
 def test_words_that_mean_something_else_stay(caption, kept):
     assert all(kept in text for text in outputs(caption, rows=range(40)))
+
+
+@pytest.mark.parametrize(
+    ("caption", "kind"),
+    [
+        ("old bearded japanese man", "age"),
+        ("an old and wise woman", "age"),
+        ("an old house with a man", "state"),
+        ("an old car mechanic woman", "state"),
+    ],
+)
+def test_an_old_person_is_never_brand_new(caption, kind):
+    assert {k for k, before in kinds(caption) if before == "old"} == {kind}
 
 
 def test_unknown_tags_are_exchanged_or_left_out():

@@ -42,7 +42,7 @@ def _detect(request: Request) -> str:
     if isinstance(place, Path) and place.is_dir() and all((place / side).is_dir() for side in SIDES):
         return "folders"
     if isinstance(place, str) or place.is_dir() or place.suffix == ".parquet":
-        return "pick-double-caption" if has_own_captions(place) else "pick-a-pic"
+        return "pick-double-caption" if has_own_captions(request) else "pick-a-pic"
     if place.suffix.lower() in CSV_SUFFIXES:
         return "csv"
     if place.suffix.lower() not in _JSON_SUFFIXES:

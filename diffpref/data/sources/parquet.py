@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from diffpref.data.schema import (
     check_schema,
     find_files,
     first_line,
+    is_text,
     open_file,
 )
 from diffpref.data.sources.base import (
@@ -37,12 +37,20 @@ from diffpref.errors import UserError
 
 BATCH = 32
 BUFFER = 2**20
+OWN_CAPTIONS = ("caption_0", "caption_1")
 KEPT_TEXTS = ("image_0_uid", "image_1_uid", "model_0", "model_1")
 """Columns of Pick-a-Pic that are kept where they are: who drew the images, and which they are."""
 
 
 def open_pick_a_pic(request: Request) -> Source:
     """Pairs with one caption; `caption_0` and `caption_1` are not looked at."""
+    named = [f"{key}={request.columns[key]}" for key in OWN_CAPTIONS if key in request.columns]
+    if named:
+        raise UserError(
+            f"--columns {' '.join(named)} has no effect with --format pick-a-pic",
+            why="its pairs share one caption",
+            fix="leave it out, or give --format pick-double-caption",
+        )
     return _open(request, dual=False)
 
 
@@ -51,10 +59,12 @@ def open_pick_double_caption(request: Request) -> Source:
     return _open(request, dual=True)
 
 
-def has_own_captions(place: Path | str) -> bool:
-    """Whether the first file has both caption columns under their usual names."""
-    names = open_file(find_files(place)[0]).schema.names
-    return {"caption_0", "caption_1"} <= set(names)
+def has_own_captions(request: Request) -> bool:
+    """Whether each image is to have a caption of its own: the user names the columns, or the first file has
+    both under their usual names."""
+    if not request.columns.keys().isdisjoint(OWN_CAPTIONS):
+        return True
+    return set(OWN_CAPTIONS) <= set(open_file(find_files(request.place)[0]).schema.names)
 
 
 def _open(request: Request, dual: bool) -> Source:
@@ -174,4 +184,4 @@ def _image_bytes(value: Any) -> bytes | None:
 
 
 def _has_text(schema: pa.Schema, name: str) -> bool:
-    return name in schema.names and pa.types.is_string(schema.field(name).type)
+    return schema.names.count(name) == 1 and is_text(schema.field(name).type)
