@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,12 +121,17 @@ def _load(path: Path, name: str) -> ScoredFolder:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Short distinct names: the folders' own, or the parents' where they say more ("dpo/images" is "dpo")."""
+    """Short distinct names: the folders' own, or the parents' where they say more ("dpo/images" is "dpo"), or
+    what their paths do not share."""
     for depth in range(3):
         names = [path.parts[-1 - depth] if len(path.parts) > depth else str(path) for path in paths]
         if len(set(names)) == len(names) and not set(names) & _GENERIC_NAMES:
             return names
-    return [f"{path.parent.name}/{path.name}" for path in paths]
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _training(path: Path, manifest: dict[str, Any]) -> TrainingRun | None:

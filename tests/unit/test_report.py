@@ -277,6 +277,16 @@ def test_candidates_in_folders_of_one_name_are_told_apart_by_their_parents(
     assert report["candidates"] == ["dpo"]
 
 
+def test_candidates_whose_folders_and_parents_are_called_the_same_stay_two_models(
+    root: Path, tmp_path: Path
+) -> None:
+    for name in ("base", "dpo", "sft"):
+        shutil.copytree(root / name, tmp_path / name / "seed0" / "eval" / "images")
+    folders = [tmp_path / name / "seed0" / "eval" / "images" for name in ("base", "dpo", "sft")]
+    found = load_folders(folders[0], folders[1:])
+    assert [folder.name for folder in found] == [f"{n}/seed0/eval/images" for n in ("base", "dpo", "sft")]
+
+
 def test_the_grid_keeps_to_its_budget_and_shows_the_wanted_prompts_first(root: Path) -> None:
     folders = load_folders(root / "base", [root / "dpo"])
     assert [row.id for row in build_grid(folders, "oracle", first=[20, 7], budget=1).rows] == ["00020-s0"]
