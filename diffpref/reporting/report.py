@@ -8,6 +8,8 @@ from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.evaluators import stats
+from diffpref.generation import MANIFEST
+from diffpref.image_tables import score_files
 from diffpref.paths import atomic_write_text
 from diffpref.reporting import tables
 from diffpref.reporting.charts import training_charts
@@ -54,6 +56,7 @@ def write_report(
     """
     out = Path(out)
     _check_paths(out, latex, markdown, image_megabytes)
+    _spare_inputs(out, [Path(baseline), *map(Path, candidates)])
     folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force)
     report = compare(folders, resamples)
     about = report["metrics"][report["primary"]]
@@ -90,6 +93,18 @@ def _check_paths(out: Path, latex: Path | None, markdown: Path | None, image_meg
             )
     if not image_megabytes > 0:
         raise UserError("--image-megabytes must be above 0", why=f"it is {image_megabytes:g}")
+
+
+def _spare_inputs(out: Path, folders: list[Path]) -> None:
+    numbers = out.with_suffix(".json")
+    if numbers.resolve() in [
+        path.resolve() for folder in folders for path in (folder / MANIFEST, score_files(folder)[1])
+    ]:
+        raise UserError(
+            f"--out {out} would overwrite {numbers}",
+            why="the numbers of the report go to the .json of the same name",
+            fix=f"--out {out.with_name('report.html')}",
+        )
 
 
 def _title(folders: list[ScoredFolder]) -> str:

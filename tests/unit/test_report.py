@@ -236,6 +236,17 @@ def test_unusable_folders_are_named(root: Path, tmp_path: Path) -> None:
         write_report(root / "base", [root / "dpo"], tmp_path / "r")
 
 
+@pytest.mark.parametrize("name", ["scores", "manifest"])
+def test_a_report_inside_a_folder_leaves_its_scores_and_settings(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "dpo"))
+    before = (folder / f"{name}.json").read_bytes()
+    with pytest.raises(UserError, match=rf"would overwrite .*{name}\.json"):
+        write_report(root / "base", [folder], folder / f"{name}.html")
+    assert (folder / f"{name}.json").read_bytes() == before
+
+
 def test_an_image_changed_after_scoring_is_named(root: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(root / "dpo", tmp_path / "touched"))
     Image.new("RGB", (64, 64)).save(folder / "images" / "00002-s1.png")
