@@ -7,8 +7,6 @@ called; a Parquet file is then streamed, so memory does not grow with its images
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 from diffpref.data.reader import RowReader
 from diffpref.data.schema import PairFile, first_line
 from diffpref.errors import UserError, nearest
+from diffpref.list_files import read_entries
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SCORED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")
@@ -146,39 +145,6 @@ def _text_of(path: Path) -> str:
 
 def _from_list(path: Path, columns: Mapping[str, str], prompts: bool) -> list[ImageRow]:
     return _rows(read_entries(path), columns, path.parent, path, prompts)
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .csv, .tsv or .jsonl file as objects. Raises UserError with the line when one is not."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            if path.suffix != ".jsonl":
-                return _cells(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
-            entries = []
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    entry = json.loads(line)
-                    if not isinstance(entry, dict):
-                        raise ValueError(f"line {number} is not an object")
-                    if "\\ud" in line.lower():  # half a pair can be read, but never be written
-                        json.dumps(entry, ensure_ascii=False).encode()
-                    entries.append(entry)
-            return entries
-    except (ValueError, OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read", why=str(error)) from error
-
-
-def _cells(reader: csv.DictReader[str]) -> list[dict[str, Any]]:
-    """Raises ValueError for a line of more cells than columns: a text would lose its end unseen."""
-    rows = []
-    for row in reader:
-        if any(cell.strip() for cell in row.pop(None, [])):
-            raise ValueError(
-                f"line {reader.line_num} has more cells than the first line; texts with "
-                f"{reader.reader.dialect.delimiter!r} in them stand in quotes"
-            )
-        rows.append(dict(row))
-    return rows
 
 
 def _rows(

@@ -36,7 +36,7 @@ def test_a_line_of_more_cells_than_columns_is_refused_and_no_prompt_loses_its_en
         ('"prompt_id": 1.5', '"prompt_id": 1', "must be a whole number, not 1.5"),
         ('"prompt_id": 99999999999999999999', '"prompt_id": 1', "must be a whole number, not 9999"),
         ('"seed": Infinity', '"seed": 1', "must be a whole number, not inf"),
-        ('"kind": "\\ud800"', '"seed": 1', "surrogates not allowed"),
+        ('"kind": "\\ud800"', '"seed": 1', "line 1: 'utf-8' codec can't encode"),
     ],
 )
 def test_numbers_and_texts_that_cannot_be_kept_are_refused(
