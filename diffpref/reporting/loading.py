@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,10 +76,13 @@ class TrainingRun:
     series: dict[str, tuple[list[int], list[float]]] = field(repr=False)
 
 
-def load_folders(baseline: Path, candidates: list[Path], force: bool = False) -> list[ScoredFolder]:
+def load_folders(
+    baseline: Path, candidates: list[Path], force: bool = False, names: Sequence[str] = ()
+) -> list[ScoredFolder]:
     """The baseline and the candidates, in this order, their rows of the same prompts in the same order.
 
     force: compare folders whose sampling settings, prompts or seeds differ, over what they share.
+    names: of the models; by default those of their folders.
 
     Raises:
         UserError: a folder without scores, scores that do not belong to its images, folders scored by
@@ -91,7 +95,7 @@ def load_folders(baseline: Path, candidates: list[Path], force: bool = False) ->
     for position, path in enumerate(resolved):
         if path in resolved[:position]:
             raise UserError(f"{paths[position]} was given twice", fix="compare different folders")
-    folders = [_load(path, name) for path, name in zip(paths, _names(resolved), strict=True)]
+    folders = [_load(path, name) for path, name in zip(paths, names or _names(resolved), strict=True)]
     for folder in folders[1:]:
         folder.differences = check_comparable(folders[0], folder, force)
     align(folders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def write_report(
     markdown: Path | None = None,
     image_megabytes: float = BUDGET / 1e6,
     force: bool = False,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare scored folders and write ``out`` (HTML) and, beside it, the same numbers as ``.json``.
 
@@ -46,6 +48,7 @@ def write_report(
         markdown: path for all tables in Markdown.
         image_megabytes: size that embedded images may come to; see ``build_grid`` for which are kept.
         force: compare folders whose sampling settings differ, and say how they differ.
+        names: of the models, the baseline first, distinct; by default those of their folders.
 
     Returns:
         The content of the JSON file.
@@ -57,7 +60,7 @@ def write_report(
     out = Path(out)
     _check_paths(out, latex, markdown, image_megabytes)
     _spare_inputs(out, [Path(baseline), *map(Path, candidates)])
-    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force)
+    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force, names)
     report = compare(folders, resamples)
     about = report["metrics"][report["primary"]]
     grid = build_grid(
