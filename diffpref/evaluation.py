@@ -12,6 +12,7 @@ from typing import Any
 from diffpref.errors import UserError
 from diffpref.evaluators import Runtime, stats
 from diffpref.generation import MANIFEST, ROWS, generate
+from diffpref.pipelines import base_and_lora
 from diffpref.reporting.report import write_report
 from diffpref.scoring import check_names, load_judges, score_with
 from diffpref.suites import load_suite
@@ -69,6 +70,9 @@ def evaluate(
     _check_labels(contestants)
     load_suite(plan.suite, plan.sampling)
     check_names(evaluators, weights or {})
+    for contestant in contestants:
+        if not contestant.is_drawn:
+            base_and_lora(contestant.source)
     folders = []
     for contestant in contestants:
         if contestant.is_drawn:
@@ -83,7 +87,8 @@ def evaluate(
     judges = load_judges(evaluators, score_batch, runtime, weights or {})
     for folder in folders:
         score_with(folder, judges, score_batch, allow_missing=allow_missing)
-    return write_report(folders[0], folders[1:], out / "report.html", title=title, force=force)
+    names = [contestant.label for contestant in contestants]
+    return write_report(folders[0], folders[1:], out / "report.html", title=title, force=force, names=names)
 
 
 def contestant(text: str) -> Contestant:

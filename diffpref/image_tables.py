@@ -7,8 +7,6 @@ called; a Parquet file is then streamed, so memory does not grow with its images
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 from diffpref.data.reader import RowReader
 from diffpref.data.schema import PairFile, first_line
 from diffpref.errors import UserError, nearest
+from diffpref.list_files import read_entries
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SCORED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")
@@ -36,6 +35,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
 }
 """Keys of --columns, and the names that are looked for without it, in order."""
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "image": (*_BYTES, *_TEXT, pa.types.is_struct),
+    "prompt": _TEXT,
+}
 _FILES_FIRST = ("file", "file_name", "image", "path")  # in lists, which name images by their path
 
 
@@ -137,24 +147,6 @@ def _from_list(path: Path, columns: Mapping[str, str], prompts: bool) -> list[Im
     return _rows(read_entries(path), columns, path.parent, path, prompts)
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .csv, .tsv or .jsonl file as objects. Raises UserError with the line when one is not."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            if path.suffix != ".jsonl":
-                return list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
-            entries = []
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    entry = json.loads(line)
-                    if not isinstance(entry, dict):
-                        raise ValueError(f"line {number} is not an object")
-                    entries.append(entry)
-            return entries
-    except (ValueError, OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read", why=str(error)) from error
-
-
 def _rows(
     entries: list[dict[str, Any]], columns: Mapping[str, str], root: Path, source: Path, prompts: bool
 ) -> list[ImageRow]:
@@ -171,6 +163,7 @@ def _rows(
                 why=f"columns: {', '.join(map(str, present))}",
                 fix=f"did you mean {close!r}?" if close else "",
             )
+    _check_numbered([_value(entry, columns, "prompt_id") in (None, "") for entry in entries], source)
     for number, entry in enumerate(entries):
         file = _text(entry, file_names)
         if not file:
@@ -218,7 +211,10 @@ class ParquetImages(Sequence[ImageRow]):
         self._image = _column("image", columns, schema, files[0])
         found = {key: _column(key, columns, schema, files[0], key == "prompt" and prompts) for key in COLUMNS}
         wanted = {key: name for key, name in found.items() if name and key != "image"}
-        self._texts = {key: _read_column(self._files, name) for key, name in wanted.items()}
+        for file in self._files:
+            _check_type("image", file, self._image)
+            _check_type("prompt", file, found["prompt"])
+        self._texts = {key: _read_column(self._files, name, key) for key, name in wanted.items()}
         self._check_prompts(found["prompt"], prompts)
         self._prompt_ids = self._own_prompt_ids()
 
@@ -271,6 +267,7 @@ class ParquetImages(Sequence[ImageRow]):
 
     def _own_prompt_ids(self) -> Any:
         if "prompt_id" in self._texts:
+            _check_numbered(self._texts["prompt_id"].is_null().to_pylist(), self._files[0].path)
             return [
                 _integer(value.as_py(), "prompt_id", row, self._files[0].path, row)
                 for row, value in enumerate(self._texts["prompt_id"])
@@ -290,7 +287,17 @@ def _open(path: Path) -> PairFile:
     return PairFile(path, metadata.schema.to_arrow_schema(), groups)
 
 
-def _read_column(files: Sequence[PairFile], name: str) -> pa.Array:
+def _check_type(key: str, file: PairFile, name: str) -> None:
+    kind = file.schema.field(name).type if name else pa.null()
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(is_kind(kind) for is_kind in _TYPES[key]):
+        raise UserError(
+            f"{file.path}: the column {name!r} holds {kind}, which is no {key}",
+            fix=f"name another column with --columns {key}=NAME",
+        )
+
+
+def _read_column(files: Sequence[PairFile], name: str, key: str) -> pa.Array:
     parts = []
     for file in files:
         try:
@@ -299,8 +306,11 @@ def _read_column(files: Sequence[PairFile], name: str) -> pa.Array:
             raise UserError(f"{file.path} cannot be read", why=first_line(error)) from error
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        parts += column.chunks
-    return pa.chunked_array(parts).combine_chunks() if parts else pa.array([], pa.string())
+        parts.append(pa.table({name: column.cast(pa.large_string()) if key == "prompt" else column}))
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")[name].combine_chunks()
+    except pa.ArrowException as error:
+        raise UserError(f"the files' columns {name!r} do not fit together", why=first_line(error)) from error
 
 
 def _column(
@@ -333,9 +343,18 @@ def _integer(value: Any, key: str, default: int, source: Path, number: int) -> i
     if value in (None, ""):
         return default
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{source}: row {number}: {key} must be a whole number, not {value!r}") from None
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or (isinstance(value, float) and whole != value) or not -(2**63) <= whole < 2**63:
+        raise UserError(f"{source}: row {number}: {key} must be a whole number, not {value!r}")
+    return whole
+
+
+def _check_numbered(without: Sequence[bool], source: Path) -> None:
+    """Numbers of our own beside given ones could make one prompt of two."""
+    if any(without) and not all(without):
+        raise UserError(f"{source}: row {without.index(True)} has no prompt_id", why="other rows have one")
 
 
 def _first_repeated(ids: Iterable[str]) -> str | None:

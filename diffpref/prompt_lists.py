@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from diffpref.data.schema import first_line
 from diffpref.errors import UserError, nearest
-from diffpref.image_tables import read_entries
+from diffpref.list_files import read_entries
 from diffpref.paths import resolve_or_hub_id
 
 
@@ -186,12 +186,12 @@ def _choose(
 
 def _table(path: Path, content: Any) -> tuple[list[str], list[Mapping[str, Any]]]:
     """Column names, and the rows of all but Parquet."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         try:
             return pq.read_schema(path).names, []
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} cannot be read", why=first_line(error)) from error
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             raise UserError(f"{path} is not a list of prompts", why="it holds neither texts nor objects")
         rows: list[Mapping[str, Any]] = list(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from diffpref.accuracy.pairs import LabelledPairs
 from diffpref.accuracy.protocol import choose_threshold, preference, summarise
 from diffpref.accuracy.scorers import Scored, Scorer
+from diffpref.data.schema import PairFile
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_bytes, atomic_write_text
 from diffpref.processes import Processes
@@ -37,8 +39,9 @@ def measure(
     returns more than {}.
 
     Raises UserError: images or captions that are missing or damaged, unless that is allowed; out not
-    writable.
+    writable, or its .parquet one of the files of pairs.
     """
+    _spare_inputs(out, [*pairs.files, *(tie_pairs.files if tie_pairs else [])])
     folder = out.with_name(f".{out.stem}.blocks")
     try:
         held_out = scorer.score(tie_pairs, folder / "ties") if tie_pairs else None
@@ -70,6 +73,16 @@ def measure(
         return found
     except OSError as error:
         raise UserError(f"cannot write {out}", why=str(error.strerror or error)) from error
+
+
+def _spare_inputs(out: Path, files: Sequence[PairFile]) -> None:
+    scores = out.with_suffix(".parquet")
+    if scores.resolve() in [file.path.resolve() for file in files]:
+        raise UserError(
+            f"--out {out} would overwrite the pairs in {scores}",
+            why="the scores of each pair go to the .parquet of the same name",
+            fix="give another --out",
+        )
 
 
 def _usable(pairs: LabelledPairs, scored: Scored, allow_missing: bool) -> np.ndarray[Any, np.dtype[np.int64]]:

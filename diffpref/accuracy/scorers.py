@@ -49,7 +49,10 @@ def evaluator_scorer(judge: Judge, batch: int, processes: Processes) -> Scorer:
         table = gather(images, [judge], folder, batch)
         values = table[judge.name].to_numpy().astype(np.float64).reshape(-1, 2) * sign
         errors = [(i, e) for i, e in enumerate(table[ERROR].to_pylist()) if e is not None]
-        return values, {i // 2: f"image {i % 2}: {e}" for i, e in reversed(errors)}
+        bad: dict[int, str] = {}
+        for i, e in errors:
+            bad.setdefault(i // 2, f"image {i % 2}: {e}")
+        return values, bad
 
     about = {key: value for key, value in judge.about.items() if key != "columns"}
     return Scorer({"evaluator": judge.name, **about}, 1.0, score)

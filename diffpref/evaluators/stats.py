@@ -100,9 +100,10 @@ def prompts_for_win_rate(
     ``n = (z / h)^2 V`` with ``V = W (1 - W) - ties / 4``, the variance of one prompt's outcome (1, 1/2 or 0)
     when the share `ties` of prompts is tied. Without a guess of W and ties the default is the worst case.
 
-    Raises ValueError unless 0 < half_width < 1 and W is possible with so many ties.
+    Raises ValueError unless half_width is above 0 and W is possible with so many ties.
     """
-    if not 0 <= ties / 2 <= win_rate <= 1 - ties / 2 <= 1:
+    slack = 1e-9  # without losses W is 1 - ties / 2, up to the rounding of both quotients
+    if not (0 <= ties <= 1 and ties / 2 - slack <= win_rate <= 1 - ties / 2 + slack):
         raise ValueError(f"a win rate of {win_rate} is not possible with {ties} ties")
     return _prompts_for(half_width, win_rate * (1 - win_rate) - ties / 4, confidence)
 

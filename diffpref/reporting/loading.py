@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,10 +76,13 @@ class TrainingRun:
     series: dict[str, tuple[list[int], list[float]]] = field(repr=False)
 
 
-def load_folders(baseline: Path, candidates: list[Path], force: bool = False) -> list[ScoredFolder]:
+def load_folders(
+    baseline: Path, candidates: list[Path], force: bool = False, names: Sequence[str] = ()
+) -> list[ScoredFolder]:
     """The baseline and the candidates, in this order, their rows of the same prompts in the same order.
 
     force: compare folders whose sampling settings, prompts or seeds differ, over what they share.
+    names: of the models; by default those of their folders.
 
     Raises:
         UserError: a folder without scores, scores that do not belong to its images, folders scored by
@@ -90,7 +95,7 @@ def load_folders(baseline: Path, candidates: list[Path], force: bool = False) ->
     for position, path in enumerate(resolved):
         if path in resolved[:position]:
             raise UserError(f"{paths[position]} was given twice", fix="compare different folders")
-    folders = [_load(path, name) for path, name in zip(paths, _names(resolved), strict=True)]
+    folders = [_load(path, name) for path, name in zip(paths, names or _names(resolved), strict=True)]
     for folder in folders[1:]:
         folder.differences = check_comparable(folders[0], folder, force)
     align(folders)
@@ -120,12 +125,17 @@ def _load(path: Path, name: str) -> ScoredFolder:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Short distinct names: the folders' own, or the parents' where they say more ("dpo/images" is "dpo")."""
+    """Short distinct names: the folders' own, or the parents' where they say more ("dpo/images" is "dpo"), or
+    what their paths do not share."""
     for depth in range(3):
         names = [path.parts[-1 - depth] if len(path.parts) > depth else str(path) for path in paths]
         if len(set(names)) == len(names) and not set(names) & _GENERIC_NAMES:
             return names
-    return [f"{path.parent.name}/{path.name}" for path in paths]
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _training(path: Path, manifest: dict[str, Any]) -> TrainingRun | None:

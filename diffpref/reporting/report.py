@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.evaluators import stats
+from diffpref.generation import MANIFEST
+from diffpref.image_tables import score_files
 from diffpref.paths import atomic_write_text
 from diffpref.reporting import tables
 from diffpref.reporting.charts import training_charts
@@ -31,6 +34,7 @@ def write_report(
     markdown: Path | None = None,
     image_megabytes: float = BUDGET / 1e6,
     force: bool = False,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare scored folders and write ``out`` (HTML) and, beside it, the same numbers as ``.json``.
 
@@ -44,6 +48,7 @@ def write_report(
         markdown: path for all tables in Markdown.
         image_megabytes: size that embedded images may come to; see ``build_grid`` for which are kept.
         force: compare folders whose sampling settings differ, and say how they differ.
+        names: of the models, the baseline first, distinct; by default those of their folders.
 
     Returns:
         The content of the JSON file.
@@ -54,7 +59,8 @@ def write_report(
     """
     out = Path(out)
     _check_paths(out, latex, markdown, image_megabytes)
-    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force)
+    _spare_inputs(out, [Path(baseline), *map(Path, candidates)])
+    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force, names)
     report = compare(folders, resamples)
     about = report["metrics"][report["primary"]]
     grid = build_grid(
@@ -90,6 +96,18 @@ def _check_paths(out: Path, latex: Path | None, markdown: Path | None, image_meg
             )
     if not image_megabytes > 0:
         raise UserError("--image-megabytes must be above 0", why=f"it is {image_megabytes:g}")
+
+
+def _spare_inputs(out: Path, folders: list[Path]) -> None:
+    numbers = out.with_suffix(".json")
+    if numbers.resolve() in [
+        path.resolve() for folder in folders for path in (folder / MANIFEST, score_files(folder)[1])
+    ]:
+        raise UserError(
+            f"--out {out} would overwrite {numbers}",
+            why="the numbers of the report go to the .json of the same name",
+            fix=f"--out {out.with_name('report.html')}",
+        )
 
 
 def _title(folders: list[ScoredFolder]) -> str:

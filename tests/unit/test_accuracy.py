@@ -134,6 +134,30 @@ def test_pairs_that_cannot_be_scored_are_named_or_left_out(
     assert pq.read_table(tmp_path / "a.parquet")["score_0"].to_pylist() == [-10, None, -30]
 
 
+def test_bad_pairs_are_named_in_their_order(
+    tmp_path: Path, brightness: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = pairs_file(tmp_path / "p.parquet", [(-1, 20), (30, 20), (-1, 20)], [1, 1, 1])
+    command = ["accuracy", "--evaluator", "brightness", "--pairs", str(pairs)]
+    assert main([*command, "--out", str(tmp_path / "a.json")]) == 2
+    shown = capsys.readouterr().err
+    assert 0 < shown.index("row 0: image 0") < shown.index("row 2: image 0")
+
+
+@pytest.mark.parametrize("option", ["--pairs", "--tie-pairs"])
+def test_scores_are_never_written_over_the_pairs(
+    tmp_path: Path, brightness: None, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = pairs_file(tmp_path / "own.parquet", [(10, 200), (30, 20)], [1, 1])
+    other = pairs_file(tmp_path / "other.parquet", [(10, 200), (30, 20)], [1, 0.5])
+    before = own.read_bytes()
+    others = {"--pairs": "--tie-pairs", "--tie-pairs": "--pairs"}[option]
+    command = ["accuracy", "--evaluator", "brightness", option, str(own), others, str(other)]
+    assert main([*command, "--out", str(tmp_path / "own.json")]) == 2
+    assert "would overwrite the pairs" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

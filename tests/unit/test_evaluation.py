@@ -95,6 +95,9 @@ def test_a_folder_that_was_drawn_already_may_be_the_baseline(
     assert "suite.steps: 1 -> 2" in capsys.readouterr().err
     assert main([*compare, "--force"]) == 0
     assert "settings differ: other: suite.steps: 1 -> 2" in capsys.readouterr().out
+    compare[2] = f"old={drawn}"
+    assert main([*compare, "--force"]) == 0
+    assert "| old |" in capsys.readouterr().out
     assert not (tmp_path / "out" / "earlier").exists()
 
 
@@ -107,6 +110,8 @@ def test_mistakes_are_found_before_anything_is_drawn(
         (["--weights", "pickscore=x"], "not among the evaluators"),
         (["--suite", "nothing"], "no suite named"),
         (["--candidate", f"base={models}"], "two models are called 'base'"),
+        (["--candidate", f"late={models / 'none'}"], "model not found"),
+        (["--candidate", f"late={models}"], "is not a model"),
     ]:
         assert main([*command(models, out), *options]) == 2
         assert words in capsys.readouterr().err

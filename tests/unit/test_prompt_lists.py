@@ -231,3 +231,45 @@ def test_a_list_is_drawn_from_the_command_line(tmp_path: Path) -> None:
         assert (tmp_path / "again" / row["file"]).read_bytes() == (
             tmp_path / "out" / row["file"]
         ).read_bytes()
+
+
+def test_quotes_of_a_tsv_are_kept_unless_they_enclose_a_whole_cell(tmp_path: Path) -> None:
+    path = tmp_path / "PartiPrompts.tsv"
+    path.write_text(
+        "Prompt\tCategory\tChallenge\tNote\n"
+        '"C U P" painted on a wall\tArts\tBasic\t\n'
+        '"a ""red"" cup"\tArts\tBasic\t\n'
+        '"a cup that is never closed\tArts\tBasic\t\n'
+        "\na cup\tArts\n"
+    )
+    texts = ['"C U P" painted on a wall', 'a "red" cup', '"a cup that is never closed', "a cup"]
+    assert read_prompts(str(path), "parti") == [(text, "Arts") for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", 'prompt,kind\n"a cup,x\ntwo cups,x\n', "line 3: unexpected end of data"),
+        ("a.csv", 'prompt,kind\n"C U P" on a wall,x\n', "line 2: "),
+        ("a.csv", "prompt,kind\nA cup, red.,x\n", "line 2 has more cells"),
+        ("a.jsonl", '{"prompt": "a cup"}\n{"prompt": \n', "line 2: "),
+    ],
+)
+def test_damaged_lines_are_named_and_no_prompt_is_cut_or_swallowed(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_prompts(str(tmp_path / name))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["A.TSV", "A.JSONL", "A.JSON", "A.PARQUET"])
+def test_endings_may_be_in_capitals(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "A.PARQUET":
+        pq.write_table(pa.table({"prompt": ["a cup"]}), path)
+    else:
+        texts = {"A.TSV": "prompt\tnote\na cup\tx\n", "A.JSONL": '{"prompt": "a cup"}', "A.JSON": '["a cup"]'}
+        path.write_text(texts[name])
+    assert read_prompts(str(path)) == [("a cup", "all")]

@@ -236,6 +236,17 @@ def test_unusable_folders_are_named(root: Path, tmp_path: Path) -> None:
         write_report(root / "base", [root / "dpo"], tmp_path / "r")
 
 
+@pytest.mark.parametrize("name", ["scores", "manifest"])
+def test_a_report_inside_a_folder_leaves_its_scores_and_settings(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "dpo"))
+    before = (folder / f"{name}.json").read_bytes()
+    with pytest.raises(UserError, match=rf"would overwrite .*{name}\.json"):
+        write_report(root / "base", [folder], folder / f"{name}.html")
+    assert (folder / f"{name}.json").read_bytes() == before
+
+
 def test_an_image_changed_after_scoring_is_named(root: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(root / "dpo", tmp_path / "touched"))
     Image.new("RGB", (64, 64)).save(folder / "images" / "00002-s1.png")
@@ -275,6 +286,16 @@ def test_candidates_in_folders_of_one_name_are_told_apart_by_their_parents(
         tmp_path / "base" / "images-out", [tmp_path / "dpo" / "images-out"], tmp_path / "r.html"
     )
     assert report["candidates"] == ["dpo"]
+
+
+def test_candidates_whose_folders_and_parents_are_called_the_same_stay_two_models(
+    root: Path, tmp_path: Path
+) -> None:
+    for name in ("base", "dpo", "sft"):
+        shutil.copytree(root / name, tmp_path / name / "seed0" / "eval" / "images")
+    folders = [tmp_path / name / "seed0" / "eval" / "images" for name in ("base", "dpo", "sft")]
+    found = load_folders(folders[0], folders[1:])
+    assert [folder.name for folder in found] == [f"{n}/seed0/eval/images" for n in ("base", "dpo", "sft")]
 
 
 def test_the_grid_keeps_to_its_budget_and_shows_the_wanted_prompts_first(root: Path) -> None:

@@ -158,6 +158,17 @@ def test_prompts_for_a_half_width_by_hand() -> None:
         stats.prompts_for_mean(0.1, deviation=-1.0)
 
 
+def test_prompts_are_counted_for_all_outcomes_without_losses_or_without_wins() -> None:
+    z = scipy_stats.norm.ppf(0.975)
+    for total in range(1, 40):
+        for ties in range(total + 1):
+            for wins in (0, total - ties):
+                seen = stats.Outcomes(wins, ties, total - ties - wins)
+                variance = (seen.wins + ties / 4) / total - seen.win_rate**2
+                needed = stats.prompts_for_win_rate(0.02, seen.win_rate, ties / total)
+                assert needed == pytest.approx(max(1, (z / 0.02) ** 2 * variance), abs=1)
+
+
 def test_so_many_prompts_give_that_half_width() -> None:
     generator = np.random.default_rng(6)
     outcomes = generator.choice([0.0, 0.5, 1.0], p=[0.35, 0.2, 0.45], size=(308, 40))
