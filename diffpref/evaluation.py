@@ -64,8 +64,8 @@ def evaluate(
     scores of the same images are kept, and the report is written anew, so the same command goes on after a
     stop. Returns the report's numbers.
 
-    Raises UserError: two of one label, a model, suite or evaluator that there is not (before anything is
-    drawn), an OUT with images of other settings.
+    Raises UserError: two of one label, a model or suite that there is not, an evaluator that cannot be loaded
+    (before anything is drawn), an OUT with images of other settings.
     """
     _check_labels(contestants)
     load_suite(plan.suite, plan.sampling)
@@ -73,6 +73,9 @@ def evaluate(
     for contestant in contestants:
         if not contestant.is_drawn:
             base_and_lora(contestant.source)
+    if not all(contestant.is_drawn for contestant in contestants):
+        # drawing takes hours: weights that cannot be loaded must not show up after it
+        load_judges(evaluators, score_batch, runtime, weights or {})
     folders = []
     for contestant in contestants:
         if contestant.is_drawn:

@@ -107,7 +107,7 @@ def score_files(place: Path) -> tuple[Path, Path]:
     """Where the scores of these images are kept: inside a folder, beside a file."""
     if place.is_dir():
         return place / "scores.parquet", place / "scores.json"
-    return place.with_name(f"{place.stem}.scores.parquet"), place.with_name(f"{place.stem}.scores.json")
+    return place.with_name(f"{place.name}.scores.parquet"), place.with_name(f"{place.name}.scores.json")
 
 
 def _from_folder(folder: Path, columns: Mapping[str, str], prompts: bool) -> Sequence[ImageRow]:

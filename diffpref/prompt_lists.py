@@ -209,9 +209,11 @@ def _parquet(path: Path, columns: list[str]) -> list[Mapping[str, Any]]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        found = json.loads(_text(path))
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written
     except ValueError as error:
-        raise UserError(f"{path} is not JSON", why=str(error)) from error
+        raise UserError(f"{path} is not JSON of whole characters", why=str(error)) from error
+    return found
 
 
 def _text(path: Path) -> str:

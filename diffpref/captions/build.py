@@ -29,7 +29,7 @@ from diffpref.captions.source import PairSource, open_source
 from diffpref.captions.stages import METHODS, Method, added_columns
 from diffpref.captions.summary import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
-from diffpref.data.outfolder import REPORT, claim, describe_files, is_finished, write_manifest
+from diffpref.data.outfolder import REPORT, claim, describe_files, finished_report, write_manifest
 from diffpref.data.parts import part_path
 from diffpref.data.schema import Columns, PickAPicColumns
 from diffpref.engine import Engine, require_shard, run_units
@@ -90,8 +90,9 @@ def caption(
         f"the captions {out}", "what is finished of them stays and will be used", hint=""
     ):
         claim(out, key, "caption run", _name_of)
-        finished = is_finished(out)
-        if not finished:
+        report = finished_report(out, "caption")
+        finished = report is not None
+        if report is None:
             run = _make_missing(job, options)
             missing = [part for part in job.parts() if not part.exists()]
             if missing:
@@ -100,7 +101,6 @@ def caption(
             _remove_leftovers(out)
             report = build_report(job.parts(), job.token_limit) | {"run": run}
             atomic_write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
         print(table(report), file=text or sys.stdout)
         _check_report(report, pairs, options)
         if not finished:

@@ -143,7 +143,7 @@ class DipperPerturber:
         from diffpref.captions.sampling import Decoding, generate, padded
 
         source = loading.find_source(self.model, self.revision)
-        network = loading.load_network(
+        network = loading.shared_network(
             "AutoModelForSeq2SeqLM", source.place, source.commit, self.device, self.dtype
         )
         ends = loading.end_tokens(network, self._tokenizer)

@@ -67,7 +67,7 @@ class TransformersPerturber:
         from diffpref.captions.sampling import Decoding, generate, padded
 
         source = self._source
-        network = loading.load_network(
+        network = loading.shared_network(
             "AutoModelForCausalLM", source.place, source.commit, self.device, self.dtype
         )
         ends = loading.end_tokens(network, self._tokenizer)

@@ -98,7 +98,7 @@ class TransformersCaptioner:
     def _answers(self, items: list[tuple[Image, str, int]]) -> list[Answer]:
         from diffpref.captions.sampling import Decoding, generate
 
-        network = self._model.network(self.device, self.dtype)
+        network = self._model.shared_network(self.device, self.dtype)
         return generate(
             network,
             self._model.inputs([image for image, _, _ in items], [text for _, text, _ in items], network),

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from diffpref.data.convert_report import build_report, table
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.judge import judge_all
-from diffpref.data.outfolder import REPORT, claim, describe_files, is_finished, write_manifest
+from diffpref.data.outfolder import REPORT, claim, describe_files, finished_report, write_manifest
 from diffpref.data.parts import PartWriter, await_writer, part_path, part_schema, staged
 from diffpref.data.sources import SOURCES, hub, open_source
 from diffpref.data.sources.base import Candidate, Request, Source
@@ -79,8 +79,9 @@ def convert(
         f"the pairs {out}", "what is finished of them stays and will be used", hint=""
     ):
         claim(out, key, "conversion", _name_of)
-        finished = is_finished(out)
-        if not finished:
+        report = finished_report(out, "convert")
+        finished = report is not None
+        if report is None:
             if options.engine == "ray":
                 _make_with_ray(source, out, options)
             total = _make_missing(out, opened, options)
@@ -89,8 +90,8 @@ def convert(
             if missing:
                 print(f"this shard is done; {len(missing)} parts of others are missing", file=sys.stderr)
                 return None
-            atomic_write_text(out / REPORT, json.dumps(build_report(parts), indent=2) + "\n")
-        report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+            report = build_report(parts)
+            atomic_write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
         print(table(report), file=text or sys.stdout)
         _check_report(report, source, options)
         if not finished:

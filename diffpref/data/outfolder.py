@@ -12,6 +12,7 @@ from typing import Any
 
 from diffpref import __version__
 from diffpref.data.disk import told_when_not_writable
+from diffpref.data.parts import part_path, read_footer
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_text, fingerprint, sha256_file
 
@@ -51,12 +52,21 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
         )
 
 
-def is_finished(out: Path) -> bool:
-    """Whether the folder is complete; one whose report cannot be read gets a new one from its parts."""
+def finished_report(out: Path, command: str) -> dict[str, Any] | None:
+    """The report of a complete folder; None of one that lacks a part, or a report that can be read.
+
+    Raises UserError when a part is damaged or not of `command`.
+    """
     try:
-        return (out / MANIFEST).exists() and bool(json.loads((out / REPORT).read_text(encoding="utf-8")))
-    except (ValueError, OSError):
-        return False
+        report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        parts = [part_path(out, number) for number in range(report["parts"])]
+    except (ValueError, OSError, KeyError, TypeError):
+        return None
+    if not all(path.exists() for path in (out / MANIFEST, *parts)):
+        return None
+    for part in parts:
+        read_footer(part, dict, command)
+    return report
 
 
 def write_manifest(out: Path, key: Mapping[str, Any], packages: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -119,6 +120,17 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str
         UserError: names or shapes differ; it names the first ones and what was expected.
     """
     own = module.state_dict()
+    whole = [
+        name
+        for name in own
+        if name in state and own[name].is_floating_point() > state[name].is_floating_point()
+    ]
+    if whole:
+        raise UserError(
+            f"{source} does not hold {expected}",
+            why=f"{whole[0]} is of {str(state[whole[0]].dtype).removeprefix('torch.')}, quantised perhaps",
+            fix="give weights in fp32, bf16 or fp16",
+        )
     check_keys(
         source,
         expected,
@@ -164,6 +176,18 @@ def one_line(error: object) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def not_loaded(what: str, place: str, error: Exception) -> UserError:
+    """Why a model of transformers cannot be had. place: folder or hub id."""
+    return UserError(
+        f"cannot load {what} {place}",
+        why=f"{type(error).__name__}: {one_line(error)}",
+        fix="check the folder, or fetch the model again"
+        if is_local(place)
+        else "check the spelling and the network, or fetch it where there is one and give its folder: "
+        f"hf download {place}",
+    )
+
+
 def is_local(weights: str) -> bool:
     """Whether a path of this name exists."""
     return isinstance(resolve(weights), Path)
@@ -207,10 +231,16 @@ def _items(content: Any) -> Iterable[tuple[str, Any]]:
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} cannot be read",
-        why=f"{type(error).__name__}: {one_line(error)}",
+        why=f"{type(error).__name__}: {_reason(error)}",
         fix="it must be a plain file of tensors; fetch it again, or convert it to safetensors where you "
         "trust it: programs inside checkpoints are never run",
     )
+
+
+def _reason(error: Exception) -> str:
+    """torch's message without its advice to run what is inside, and without colours."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    return one_line(re.sub(r"\x1b\[[0-9;]*m", "", text).strip().split("\n\n")[0].split(". Please")[0])
 
 
 def _keep(state: State, path: Path, metadata: dict[str, str]) -> None:

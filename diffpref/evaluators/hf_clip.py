@@ -10,7 +10,7 @@ import torch
 
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Runtime
-from diffpref.evaluators.checkpoints import check_keys, one_line, weights_hash
+from diffpref.evaluators.checkpoints import check_keys, not_loaded, one_line, weights_hash
 from diffpref.evaluators.clip import DTYPES, Network
 from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD, Pixels
 from diffpref.evaluators.texts import BytePairs
@@ -68,7 +68,7 @@ def _model(place: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(place)
     except Exception as error:  # OSError, ValueError of unknown types, errors of the hub and of JSON
-        raise _not_loaded(place, error) from error
+        raise not_loaded("the CLIP model", place, error) from error
     if config.model_type != "clip":
         raise UserError(
             f"{place} is no CLIP model",
@@ -81,7 +81,7 @@ def _model(place: str) -> Any:
             place, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # safetensors, the hub and the file system each have types of their own
-        raise _not_loaded(place, error) from error
+        raise not_loaded("the CLIP model", place, error) from error
     check_keys(
         place,
         "the weights of the CLIP that its config.json describes",
@@ -129,7 +129,7 @@ def _pixels(place: str, side: int) -> Pixels:
         try:
             settings = json.loads(Path(found).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise _not_loaded(place, error) from error
+            raise not_loaded("the CLIP model", place, error) from error
     if not all(settings.get(f"do_{step}", True) for step in ("resize", "center_crop", "normalize")):
         raise UserError(
             f"{place} prepares images in a way that is not supported",
@@ -137,12 +137,3 @@ def _pixels(place: str, side: int) -> Pixels:
         )
     mean, std = settings.get("image_mean", OPENAI_MEAN), settings.get("image_std", OPENAI_STD)
     return Pixels(side, "crop, floor", tuple(mean), tuple(std))
-
-
-def _not_loaded(place: str, error: Exception) -> UserError:
-    return UserError(
-        f"cannot load the CLIP model {place}",
-        why=f"{type(error).__name__}: {one_line(error)}",
-        fix="check the spelling and the network, or fetch it where there is one and give its folder: "
-        f"hf download {place}",
-    )

@@ -47,9 +47,15 @@ class ImageTextModel(NamedTuple):
 
     def network(self, device: str, dtype: str) -> Any:
         """The network for inference. Raises UserError where it cannot be had."""
-        return loading.load_network(
-            "AutoModelForImageTextToText", self.source.place, self.source.commit, device, dtype
-        )
+        return loading.load_network(*self._parts, device, dtype)
+
+    def shared_network(self, device: str, dtype: str) -> Any:
+        """`network`, loaded once a process."""
+        return loading.shared_network(*self._parts, device, dtype)
+
+    @property
+    def _parts(self) -> tuple[str, str, str | None]:
+        return "AutoModelForImageTextToText", self.source.place, self.source.commit
 
     def asked(self, text: str) -> str:
         """A question about an image as the model's chat template wants it."""

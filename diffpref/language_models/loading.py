@@ -59,7 +59,6 @@ def folder_hash(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-@lru_cache(maxsize=2)
 def load_network(kind: str, place: str, commit: str | None, device: str, dtype: str) -> Any:
     """The network for inference. kind: an Auto class of transformers. Raises UserError."""
     import torch
@@ -145,6 +144,10 @@ def _precision(name: str, device: str) -> torch.dtype:
         name = "bf16" if modern else "fp32"
     precision: torch.dtype = getattr(torch, _DTYPES[name])
     return precision
+
+
+shared_network = lru_cache(maxsize=2)(load_network)
+"""`load_network`, once for the same model in one place and precision."""
 
 
 @contextlib.contextmanager

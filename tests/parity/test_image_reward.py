@@ -190,8 +190,10 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             torch.save({"mlp.layers.0.weight": Evil()}, path)
         else:
             path.write_bytes(data)
-        with pytest.raises(UserError, match="never run"):
+        with pytest.raises(UserError, match="never run") as caught:
             load(Runtime(weights=str(path)))
+        assert "Unsupported" in caught.value.why
+        assert "weights_only" not in caught.value.why
     assert not (tmp_path / "ran").exists()
 
 

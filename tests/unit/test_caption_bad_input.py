@@ -164,6 +164,20 @@ def test_a_damaged_report_is_made_again(tmp_path):
     assert {**after, "run": None} == {**before, "run": None}
 
 
+def test_a_part_of_a_finished_folder_is_made_again_when_gone_and_named_when_damaged(tmp_path):
+    pairs = write(tmp_path / "p.parquet", [row(1.0, caption="two red dogs")])
+    options = CaptionOptions("perturbation", perturber=RulePerturber())
+    caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    part = tmp_path / "out/part-00000.parquet"
+    before = part.read_bytes()
+    part.write_bytes(before[:-30])
+    with pytest.raises(UserError, match="is not a part that diffpref caption finished"):
+        caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    part.unlink()
+    caption(str(pairs), tmp_path / "out", options, io.StringIO())
+    assert part.read_bytes() == before
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     pairs = write_pairs(tmp_path / "p.parquet", 10)
     out = tmp_path / "out"

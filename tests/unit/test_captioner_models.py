@@ -178,10 +178,10 @@ def test_nan_is_a_failure_and_no_caption(folders, tmp_path):
 
 
 def test_weights_are_loaded_once(folders):
-    loading.load_network.cache_clear()
+    loading.shared_network.cache_clear()
     for seed in (0, 1):
         captioner(folders["llava"], seed=seed)(pictures(1), ["a"], [0])
-    assert loading.load_network.cache_info().misses == 1
+    assert loading.shared_network.cache_info().misses == 1
 
 
 def test_precision_and_device_are_the_user_s(folders):

@@ -231,6 +231,12 @@ def test_the_first_differing_names_are_shown_and_the_rest_counted() -> None:
     assert "missing 0.bias, 1.bias, 1.weight and 4 more" in str(error.value)
 
 
+def test_whole_numbers_are_no_weights() -> None:
+    quantised = {"weight": torch.zeros(2, 2, dtype=torch.int8), "bias": torch.zeros(2)}
+    with pytest.raises(UserError, match="weight is of int8"):
+        load_state(torch.nn.Linear(2, 2), quantised, "x.pt", "a layer")
+
+
 def test_a_folder_without_the_file_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("")
     with pytest.raises(UserError) as error:

@@ -112,6 +112,17 @@ def test_a_report_that_is_gone_or_damaged_is_made_again(tmp_path, content):
     assert files(tmp_path / "out") == before
 
 
+def test_a_part_of_a_finished_folder_is_made_again_when_gone_and_named_when_damaged(tmp_path):
+    source = write(tmp_path / "a.parquet", [row(), row(0.0), row()])
+    run(source, tmp_path / "out", rows_per_file=1)
+    before = files(tmp_path / "out")
+    (tmp_path / "out/part-00001.parquet").write_bytes(before["part-00001.parquet"][:-30])
+    assert "part-00001.parquet is not a part" in error(source, tmp_path / "out", rows_per_file=1)
+    (tmp_path / "out/part-00001.parquet").unlink()
+    run(source, tmp_path / "out", rows_per_file=1)
+    assert files(tmp_path / "out") == before
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     source = write(tmp_path / "a.parquet", [row()])

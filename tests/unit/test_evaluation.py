@@ -112,6 +112,7 @@ def test_mistakes_are_found_before_anything_is_drawn(
         (["--candidate", f"base={models}"], "two models are called 'base'"),
         (["--candidate", f"late={models / 'none'}"], "model not found"),
         (["--candidate", f"late={models}"], "is not a model"),
+        (["--evaluators", "pickscore", "--weights", f"pickscore={tmp_path}"], "fix: check the folder"),
     ]:
         assert main([*command(models, out), *options]) == 2
         assert words in capsys.readouterr().err

@@ -155,8 +155,8 @@ def test_models_of_the_wrong_kind(folders, tmp_path):
 
 
 def test_both_models_stay_loaded(folders):
-    loading.load_network.cache_clear()
+    loading.shared_network.cache_clear()
     for _ in range(2):
         for name in folders:
             perturber(folders, name)(["a dog"], [0])
-    assert loading.load_network.cache_info().misses == 2
+    assert loading.shared_network.cache_info().misses == 2

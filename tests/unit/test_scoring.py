@@ -205,7 +205,7 @@ def test_images_and_prompts_may_come_from_csv_parquet_or_text_files(scored: Path
         writer.writerow(["file_name", "prompt"])
         writer.writerows([str(scored / row["file"]), row["prompt"]] for row in rows)
     out = score(tmp_path / "images.csv", ["oracle"])
-    assert out == tmp_path / "images.scores.parquet"
+    assert out == tmp_path / "images.csv.scores.parquet"
     assert pq.read_table(out)["oracle"].to_pylist() == expected
 
     images = [{"bytes": (scored / row["file"]).read_bytes(), "path": None} for row in rows]

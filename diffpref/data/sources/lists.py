@@ -32,6 +32,7 @@ COLUMNS = {
     for key in ("caption", "image_0", "image_1", "label_0", "label_1", "preferred", "caption_0", "caption_1")
 }
 CSV_SUFFIXES = (".csv", ".tsv")
+csv.field_size_limit(2**31 - 1)  # of a cell; the limit of 128 KiB would take a long caption for a broken row
 
 
 def open_jsonl(request: Request) -> Source:

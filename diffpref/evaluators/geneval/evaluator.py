@@ -15,7 +15,7 @@ from PIL import Image
 from diffpref.errors import UserError
 from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
-from diffpref.evaluators.checkpoints import check_keys, one_line
+from diffpref.evaluators.checkpoints import check_keys, not_loaded
 from diffpref.evaluators.clip import placed
 from diffpref.evaluators.geneval import colours, detector, rules
 from diffpref.evaluators.geneval.grammar import parse_prompt
@@ -152,12 +152,7 @@ def _mask2former(spec: str) -> Any:
                 ignore_mismatched_sizes=True,
             )
     except Exception as error:  # safetensors, the hub and the file system each have types of their own
-        raise UserError(
-            f"the detector of geneval cannot be loaded from {place}",
-            why=f"{type(error).__name__}: {one_line(error)}",
-            fix="check the spelling and the network, or fetch it where there is one and give its folder: "
-            f"hf download {spec}",
-        ) from error
+        raise not_loaded("the detector of geneval from", spec, error) from error
     if config.model_type != "mask2former":
         raise UserError(
             f"{place} is no detector for geneval", why=f"its config.json says {config.model_type!r}"
