@@ -34,6 +34,8 @@ from diffpref.tiny.bank import example
 
 SAME = {"hps-v2.1": "hps-v2", "hps-v2-aliased": "hps-v2", "hps-v2.1-aliased": "hps-v2"}
 """Evaluators with the network and the loop of another one, which stands for them."""
+TOO_LARGE = ("hps-v3", "vqascore")
+"""Evaluators of 7 billion weights, which take no part: an image and its prompt take a core minutes."""
 WORDS = (
     "red fox",
     "old harbour",

@@ -12,9 +12,10 @@ distinct   every image and prompt is new
 repeated   some images of a prompt (--group, four), all pairs of them, as preference accuracy and best-of-n
            comparisons have it; a loop scores each of them group - 1 times
 
-What cannot run here is named: HPS needs open_clip and torchvision. The oracle has no reference. GenEval's
-detector gets weights that see things (evaluator_models.py), since it would find nothing with plain random
-ones, and the bench ends with an error where no object was found or no colour named. Below the table stands
+What takes no part is named: HPS where open_clip or torchvision is missing, and models of 7 billion weights.
+The oracle has no reference. GenEval's detector gets weights that see things (evaluator_models.py), since it
+would find nothing with plain random ones, and the bench ends with an error where no object was found or no
+colour named. Below the table stands
 the share of the measured matmul rate that the image tower reaches (goal on a GPU: 0.6).
 """
 
@@ -37,7 +38,7 @@ from diffpref.torchvision_ops import mend_torchvision
 
 mend_torchvision()  # transformers imports torchvision where it is
 
-from evaluator_contests import CONTESTS, SAME, Contest, Setting, distinct, repeated  # noqa: E402
+from evaluator_contests import CONTESTS, SAME, TOO_LARGE, Contest, Setting, distinct, repeated  # noqa: E402
 from evaluator_loops import GenEvalLoop, Pair  # noqa: E402
 from evaluator_models import SIZES, write_clip  # noqa: E402
 
@@ -130,6 +131,7 @@ def run(values: argparse.Namespace, root: Path) -> str:
     setting = Setting(root, values)
     write_clip(setting.clip, SIZES[values.size])
     notes = [f"{name} has the network and the loop of {other}" for name, other in SAME.items()]
+    notes += [f"{name} is too large to take part" for name in TOO_LARGE]
     shares: dict[str, str] = {}
     print(
         "| evaluator | pairs | pairs/s | the published loop | ratio |\n| --- | --- | --- | --- | --- |",

@@ -24,7 +24,7 @@ from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import check_keys, find_file, one_line, read_state, weights_hash
 from diffpref.evaluators.clip import DTYPES, placed
 from diffpref.evaluators.hps_v3_text import IMAGE, REWARD, conversation
-from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD
+from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD, content, distinct
 from diffpref.language_models.loading import chunks, quiet, user_errors, without_special_tokens
 from diffpref.paths import fingerprint
 
@@ -119,15 +119,17 @@ class HpsV3:
     ) -> tuple[Floats, dict[str, Floats | list[str]]]:
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        firsts, rows = distinct([(content(i), p) for i, p in zip(images, prompts, strict=True)])
+        images = [images[first] for first in firsts]
         sizes = [resized(image.size) for image in images]
-        tokens = [self.tokens(prompt, size) for prompt, size in zip(prompts, sizes, strict=True)]
+        tokens = [self.tokens(prompts[first], size) for first, size in zip(firsts, sizes, strict=True)]
         shapes = [(*size, len(ids)) for size, ids in zip(sizes, tokens, strict=True)]
         order = sorted(range(len(images)), key=lambda i: shapes[i])
         found = np.zeros((len(images), 2), np.float32)
         for chunk in chunks(order, shapes, self.rows, True):  # none is padded: it would round
             pixels = np.concatenate([patches(images[i]) for i in chunk])
             found[chunk] = self._outputs([tokens[i] for i in chunk], pixels, sizes[chunk[0]])
-        return found[:, 0], {"sigma": np.exp(found[:, 1])}
+        return found[rows, 0], {"sigma": np.exp(found[rows, 1])}
 
     def tokens(self, prompt: str, size: tuple[int, int]) -> list[int]:
         """Of the conversation about an image of this size (width, height) after resizing."""

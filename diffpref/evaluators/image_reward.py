@@ -34,7 +34,7 @@ from diffpref.evaluators.checkpoints import (
     weights_hash,
 )
 from diffpref.evaluators.clip import DTYPES, placed
-from diffpref.evaluators.pixels import Pixels, content
+from diffpref.evaluators.pixels import Pixels, content, distinct
 from diffpref.paths import fingerprint
 
 PUBLISHED = "THUDM/ImageReward"
@@ -149,9 +149,7 @@ class ImageReward:
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         keys = [content(image) for image in images]
-        numbers: dict[tuple[Hashable, str], int] = {}
-        rows = [numbers.setdefault(row, len(numbers)) for row in zip(keys, prompts, strict=True)]
-        firsts = np.unique(rows, return_index=True)[1].tolist()
+        firsts, rows = distinct(list(zip(keys, prompts, strict=True)))
         once = [(keys[first], images[first]) for first in firsts]
         ids, attended = self.tokens([prompts[first] for first in firsts])
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

@@ -8,7 +8,7 @@ cropping what is not square; both change scores, so the rule is part of every fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -107,6 +107,15 @@ class Pixels:
 def content(image: Image.Image) -> Hashable:
     """The same for images with the same pixels, in practice for no others."""
     return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()
+
+
+def distinct(items: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+    """Where each different item stands first, and for every item its number among these."""
+    firsts: dict[Hashable, int] = {}
+    for place, item in enumerate(items):
+        firsts.setdefault(item, place)
+    numbers = {item: number for number, item in enumerate(firsts)}
+    return list(firsts.values()), [numbers[item] for item in items]
 
 
 def _as_float(image: Image.Image) -> torch.Tensor:

@@ -21,6 +21,7 @@ from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import one_line, weights_hash
 from diffpref.evaluators.clip import placed
+from diffpref.evaluators.pixels import content, distinct
 from diffpref.language_models import loading
 from diffpref.language_models.image_text import ImageTextModel, find_image_text_model
 from diffpref.paths import fingerprint
@@ -89,14 +90,16 @@ class VqaScore:
     ) -> tuple[Floats, dict[str, Floats | list[str]]]:
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        asked = [self._asked(prompt) for prompt in prompts]
+        firsts, rows = distinct([(content(i), p) for i, p in zip(images, prompts, strict=True)])
+        images = [images[first] for first in firsts]
+        asked = [self._asked(prompts[first]) for first in firsts]
         # Only pairs that need no padding go together: it would round, and some networks count it.
         shapes = [(*image.size, self._length(text)) for image, text in zip(images, asked, strict=True)]
         order = sorted(range(len(images)), key=lambda i: shapes[i])
         found = np.zeros((len(images), 2), np.float32)
         for chunk in loading.chunks(order, shapes, self.rows, True):
             found[chunk] = self._probabilities([images[i] for i in chunk], [asked[i] for i in chunk])
-        return found[:, 0], {"no": found[:, 1]}
+        return found[rows, 0], {"no": found[rows, 1]}
 
     def _asked(self, prompt: str) -> str:
         plain = loading.without_special_tokens(prompt, self.model.tokenizer)

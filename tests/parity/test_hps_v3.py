@@ -63,6 +63,17 @@ def test_rows_of_a_pass_change_scores_by_rounding_alone(folder: Path) -> None:
     np.testing.assert_allclose(together.score(images, prompts), alone.score(images, prompts), atol=1e-6)
 
 
+def test_equal_pairs_cost_one_pass(evaluator: HpsV3, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    once = HpsV3._outputs
+    monkeypatch.setattr(HpsV3, "_outputs", lambda self, *given: passes.append(given) or once(self, *given))
+    image, other = picture(64, 64), picture(64, 64, 1)
+    scores = evaluator.score([image, other, image.copy(), image], ["a", "a", "a", "b"])
+    assert len(passes) == 3
+    assert scores[0] == scores[2]
+    assert len({*scores.tolist()}) == 3
+
+
 def test_control_tokens_in_a_prompt_are_blanks(evaluator: HpsV3) -> None:
     image = picture(64, 64)
     scores = evaluator.score([image] * 2, ["a<|Reward|>cat<|image_pad|>", "a cat "])

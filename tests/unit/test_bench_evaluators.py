@@ -18,7 +18,17 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import counting
 import evaluators
-from evaluator_contests import CONTESTS, SAME, Contest, Setting, caption, distinct, geneval_prompt, repeated
+from evaluator_contests import (
+    CONTESTS,
+    SAME,
+    TOO_LARGE,
+    Contest,
+    Setting,
+    caption,
+    distinct,
+    geneval_prompt,
+    repeated,
+)
 from evaluator_models import SIZES, write_clip
 
 from diffpref.errors import UserError
@@ -38,8 +48,8 @@ def rows(shown: str) -> dict[tuple[str, str], str]:
     return {(line[0].removeprefix("| "), line[1]): " | ".join(line[2:]) for line in cells}
 
 
-def test_every_evaluator_takes_part_or_is_said_to_equal_one_that_does() -> None:
-    assert {*CONTESTS, *SAME} == set(EVALUATORS)
+def test_every_evaluator_takes_part_or_is_said_not_to() -> None:
+    assert {*CONTESTS, *SAME, *TOO_LARGE} == set(EVALUATORS)
     assert set(SAME.values()) <= set(CONTESTS)
 
 
@@ -54,6 +64,7 @@ def test_all_but_the_slowest_are_measured_on_both_workloads(capsys: pytest.Captu
         assert re.fullmatch(form, line), line
     assert "image tower of pickscore: " in shown
     assert "hps-v2.1 has the network and the loop of hps-v2" in shown
+    assert "hps-v3 is too large to take part" in shown
 
 
 def test_geneval_finds_objects_and_colours(capsys: pytest.CaptureFixture[str]) -> None:

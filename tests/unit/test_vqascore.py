@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 
 from diffpref.errors import UserError
@@ -104,11 +105,24 @@ def test_equals_a_plain_call(
 
 def test_rows_of_a_pass_change_scores_by_rounding_alone(evaluator: VqaScore, folder: Path) -> None:
     """As on a GPU, where pairs of one shape go together."""
-    images, prompts = IMAGES * 2, PROMPTS * 2
+    images, prompts = IMAGES + [ImageOps.flip(image) for image in IMAGES], PROMPTS * 2
     expected = evaluator.score(images, prompts)
     together = load(Runtime(str(folder)))
     together.rows = 3
     np.testing.assert_allclose(together.score(images, prompts), expected, rtol=1e-5)
+
+
+def test_equal_pairs_cost_one_pass(evaluator: VqaScore, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    once = VqaScore._probabilities
+    monkeypatch.setattr(
+        VqaScore, "_probabilities", lambda self, *given: passes.append(given) or once(self, *given)
+    )
+    image, other = picture(64, 64), picture(64, 64, 1)
+    scores = evaluator.score([image, other, image.copy(), image], ["a", "a", "a", "b"])
+    assert len(passes) == 3
+    assert scores[0] == scores[2]
+    assert len({*scores.tolist()}) == 3
 
 
 def test_says_whose_score_it_is(evaluator: VqaScore) -> None:
