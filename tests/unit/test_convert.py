@@ -288,7 +288,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, kind):
         place = tmp_path / f"{count}"
         place.mkdir()
         if kind == "parquet":
-            blobs = [image_bytes((i % 256, i // 256, 0)) + os.urandom(4_000) for i in range(count)]
+            blobs = [image_bytes((i % 256, i // 256, 0)) + os.urandom(12_000) for i in range(count)]
             source = write(
                 place / "a.parquet",
                 [row(jpg_0=blob, caption=f"prompt {i}") for i, blob in enumerate(blobs)],
@@ -298,8 +298,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, kind):
             (place / "r.png").write_bytes(RED)
             (place / "b.png").write_bytes(BLUE)
             source = place / "train.json"
-            entry = {"file_path": ["r.png", "b.png"], "human_preference": [1, 0], "about": "x" * 2_000}
+            entry = {"file_path": ["r.png", "b.png"], "human_preference": [1, 0], "about": "x" * 6_000}
             source.write_text(json.dumps([entry | {"prompt": f"prompt {i}"} for i in range(count)]))
-        # the smaller of two: what the allocator keeps for itself differs by a MiB or two from run to run
+        # the smaller of two: what the allocator keeps for itself differs by some MiB from run to run
         peaks.append(min(_peak(source, place / out) for out in ("first", "second")))
-    assert peaks[1] < peaks[0] + 12, f"8,000 rows more cost {peaks[1] - peaks[0]:.0f} MiB"
+    # the rows themselves are 92 MiB more, 46 of JSON
+    assert peaks[1] < peaks[0] + 20, f"8,000 rows more cost {peaks[1] - peaks[0]:.0f} MiB"
