@@ -24,8 +24,9 @@ from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import check_keys, find_file, one_line, read_state, weights_hash
 from diffpref.evaluators.clip import DTYPES, placed
 from diffpref.evaluators.hps_v3_text import IMAGE, REWARD, conversation
-from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD, content, distinct
-from diffpref.language_models.loading import chunks, quiet, user_errors, without_special_tokens
+from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD
+from diffpref.evaluators.unpadded import unpadded_outputs
+from diffpref.language_models.loading import quiet, user_errors, without_special_tokens
 from diffpref.paths import fingerprint
 
 PUBLISHED = "MizzenAI/HPSv3"
@@ -41,6 +42,7 @@ LONGEST = 200
 """Times its shorter edge: the package takes no longer image."""
 
 Floats = NDArray[np.float32]
+_Pair = tuple[Image.Image, list[int]]  # an image, and the tokens of the conversation about it
 
 
 class Network(nn.Module):
@@ -117,19 +119,13 @@ class HpsV3:
     def explain(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> tuple[Floats, dict[str, Floats | list[str]]]:
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        firsts, rows = distinct([(content(i), p) for i, p in zip(images, prompts, strict=True)])
-        images = [images[first] for first in firsts]
-        sizes = [resized(image.size) for image in images]
-        tokens = [self.tokens(prompts[first], size) for first, size in zip(firsts, sizes, strict=True)]
-        shapes = [(*size, len(ids)) for size, ids in zip(sizes, tokens, strict=True)]
-        order = sorted(range(len(images)), key=lambda i: shapes[i])
-        found = np.zeros((len(images), 2), np.float32)
-        for chunk in chunks(order, shapes, self.rows, True):  # none is padded: it would round
-            pixels = np.concatenate([patches(images[i]) for i in chunk])
-            found[chunk] = self._outputs([tokens[i] for i in chunk], pixels, sizes[chunk[0]])
-        return found[rows, 0], {"sigma": np.exp(found[rows, 1])}
+        found = unpadded_outputs(images, prompts, self._prepare, self._outputs, self.rows)
+        return found[:, 0], {"sigma": np.exp(found[:, 1])}
+
+    def _prepare(self, image: Image.Image, prompt: str) -> tuple[tuple[int, ...], _Pair]:
+        size = resized(image.size)
+        tokens = self.tokens(prompt, size)
+        return (*size, len(tokens)), (image, tokens)
 
     def tokens(self, prompt: str, size: tuple[int, int]) -> list[int]:
         """Of the conversation about an image of this size (width, height) after resizing."""
@@ -137,9 +133,12 @@ class HpsV3:
         plain = without_special_tokens(prompt, self.tokenizer)
         return list(self.tokenizer(conversation(plain, parts), verbose=False)["input_ids"])
 
-    def _outputs(self, tokens: list[list[int]], pixels: Floats, size: tuple[int, int]) -> Floats:
+    def _outputs(self, pairs: list[_Pair]) -> Floats:
         """[B, 2] for pairs of one shape."""
-        grid = torch.tensor([[1, size[1] // PATCH, size[0] // PATCH]] * len(tokens), device=self.device)
+        tokens = [ids for _, ids in pairs]
+        pixels = np.concatenate([patches(image) for image, _ in pairs])
+        wide, high = resized(pairs[0][0].size)
+        grid = torch.tensor([[1, high // PATCH, wide // PATCH]] * len(pairs), device=self.device)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with torch.inference_mode(), exact:

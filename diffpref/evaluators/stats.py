@@ -171,8 +171,7 @@ def bootstrap_ratios(
         drawn = _resample_counts(generator, size, prompts)
         with np.errstate(invalid="ignore"):
             parts.append((drawn @ columns) / (drawn @ items))
-    tail = expanded_tail(prompts, confidence)
-    ends = np.nanquantile(np.concatenate(parts), [tail, 1 - tail], axis=0).T
+    ends = _ends(parts, prompts, confidence)
     return ends[0] if array.ndim == 1 else ends
 
 
@@ -215,9 +214,14 @@ def bootstrap_over_kinds(
                 for own, count in zip(members.T, counts.T, strict=True)
             ]
         parts.append(np.nanmean(means, axis=0))
-    tail = expanded_tail(len(columns) - members.shape[1] + 1, confidence)
-    ends = np.quantile(np.concatenate(parts), [tail, 1 - tail], axis=0).T
+    ends = _ends(parts, len(columns) - members.shape[1] + 1, confidence)
     return ends[0] if array.ndim == 1 else ends
+
+
+def _ends(parts: list[Floats], prompts: int, confidence: float) -> Floats:
+    """[K, 2]: the expanded percentiles of resampled statistics [resamples, K]."""
+    tail = expanded_tail(prompts, confidence)
+    return np.nanquantile(np.concatenate(parts), [tail, 1 - tail], axis=0).T
 
 
 def expanded_tail(prompts: int, confidence: float = CONFIDENCE) -> float:

@@ -21,7 +21,7 @@ from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import one_line, weights_hash
 from diffpref.evaluators.clip import placed
-from diffpref.evaluators.pixels import content, distinct
+from diffpref.evaluators.unpadded import unpadded_outputs
 from diffpref.language_models import loading
 from diffpref.language_models.image_text import ImageTextModel, find_image_text_model
 from diffpref.paths import fingerprint
@@ -88,18 +88,12 @@ class VqaScore:
     def explain(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> tuple[Floats, dict[str, Floats | list[str]]]:
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        firsts, rows = distinct([(content(i), p) for i, p in zip(images, prompts, strict=True)])
-        images = [images[first] for first in firsts]
-        asked = [self._asked(prompts[first]) for first in firsts]
-        # Only pairs that need no padding go together: it would round, and some networks count it.
-        shapes = [(*image.size, self._length(text)) for image, text in zip(images, asked, strict=True)]
-        order = sorted(range(len(images)), key=lambda i: shapes[i])
-        found = np.zeros((len(images), 2), np.float32)
-        for chunk in loading.chunks(order, shapes, self.rows, True):
-            found[chunk] = self._probabilities([images[i] for i in chunk], [asked[i] for i in chunk])
-        return found[rows, 0], {"no": found[rows, 1]}
+        found = unpadded_outputs(images, prompts, self._prepare, self._probabilities, self.rows)
+        return found[:, 0], {"no": found[:, 1]}
+
+    def _prepare(self, image: Image.Image, prompt: str) -> tuple[tuple[int, ...], tuple[Image.Image, str]]:
+        asked = self._asked(prompt)
+        return (*image.size, self._length(asked)), (image, asked)
 
     def _asked(self, prompt: str) -> str:
         plain = loading.without_special_tokens(prompt, self.model.tokenizer)
@@ -117,8 +111,9 @@ class VqaScore:
             )
         return size
 
-    def _probabilities(self, images: list[Image.Image], asked: list[str]) -> Floats:
+    def _probabilities(self, pairs: list[tuple[Image.Image, str]]) -> Floats:
         """Of Yes and No [B, 2], for pairs of one shape."""
+        images, asked = [image for image, _ in pairs], [text for _, text in pairs]
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with torch.inference_mode(), exact:
