@@ -9,7 +9,7 @@ import platform
 import sys
 from typing import Any
 
-from diffpref import __version__
+from diffpref import __version__, threads
 
 CORE = (
     "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "huggingface_hub",
@@ -22,7 +22,9 @@ OPTIONAL = {
     "ray": ("--engine ray", "pip install 'diffpref[ray]'"),
     "wandb": ("logging to Weights & Biases", "pip install 'diffpref[wandb]'"),
 }
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM",
+)  # fmt: skip
 GIB = 1024**3
 
 
@@ -94,7 +96,7 @@ def _threads() -> dict[str, str]:
     rows = {
         "torch": f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them"
     }
-    return rows | {name: os.environ.get(name, "(unset)") for name in THREAD_VARIABLES}
+    return rows | {name: threads.described(name) for name in THREAD_VARIABLES}
 
 
 def _optional() -> dict[str, str]:

@@ -240,7 +240,11 @@ class LoopConfig:
     )
     min_timestep: int = option(0, bounds="[0, inf)", help="smallest noise timestep to train on")
     max_timestep: int = option(999, bounds="[0, inf)", help="largest noise timestep to train on")
-    threads: int = option(0, bounds="[0, inf)", help="CPU threads of each process; 0: as torch chooses")
+    threads: int = option(
+        0,
+        bounds="[0, inf)",
+        help="CPU threads of each process, at most OMP_NUM_THREADS where that is set; 0: as torch chooses",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from PIL import Image
 
+from diffpref import threads
 from diffpref.config import TrainConfig
 from diffpref.data.buckets import equal_area
 from diffpref.errors import UserError
 from diffpref.evaluators import load_evaluators
 from diffpref.families.base import Family
-from diffpref.processes import best_device
+from diffpref.processes import best_device, place_in_launch
 from diffpref.training.distributed import DEEPSPEED, FSDP, strategy
 from diffpref.training.tracking import check_trackers
 
@@ -45,6 +46,11 @@ def make_launch(config: TrainConfig) -> Launch:
     _check_packages(config)
     _check_device(config)
     set_numerics(config)
+    if config.train.threads > torch.get_num_threads() and place_in_launch().main:
+        log.info(
+            f"train.threads: {torch.get_num_threads()} instead of {config.train.threads}, "
+            f"since OMP_NUM_THREADS = {os.environ['OMP_NUM_THREADS']}"
+        )
     kind = strategy()
     for name in (FSDP, DEEPSPEED):
         os.environ.pop(name, None)  # accelerate then only starts the processes: the rest is ours
@@ -74,7 +80,7 @@ def set_numerics(config: TrainConfig) -> None:
     torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.train.tf32
     if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+        torch.set_num_threads(threads.at_most(config.train.threads))
 
 
 def _check_sharded(config: TrainConfig, name: str) -> None:
