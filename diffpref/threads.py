@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 SPIN_COUNT = "GOMP_SPINCOUNT"
-SPINS = "3000"
+SPINS = "1000"
 """Turns of a waiting thread's loop before it sleeps. libgomp's own 300000 hold a core that another process
 needs; chosen by measurement, `bench/waiting.py`."""
 

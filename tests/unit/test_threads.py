@@ -36,8 +36,8 @@ def read_by_libgomp(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_waiting_threads_sleep_early_and_env_says_whose_choice_it_is():
     done = env_command()
-    assert re.search(r"GOMP_SPINCOUNT +3000 \(diffpref's choice\)\n", done.stdout)
-    assert read_by_libgomp(done) == "3000"
+    assert re.search(r"GOMP_SPINCOUNT +1000 \(diffpref's choice\)\n", done.stdout)
+    assert read_by_libgomp(done) == "1000"
 
 
 def test_a_spin_count_of_the_user_stays():
