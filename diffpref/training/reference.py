@@ -27,7 +27,9 @@ class FrozenCopy:
     it."""
 
     def __init__(self, unet: nn.Module) -> None:
-        self.unet = copy.deepcopy(unet).requires_grad_(False)
+        # It is frozen because nothing updates it. Its weights keep the policy's requires_grad: torch picks the
+        # kernel of a product by that flag, and another kernel rounds otherwise.
+        self.unet = copy.deepcopy(unet)
 
     def errors(self, batch: Batch, measure: Measure) -> tuple[Tensor, Tensor]:
         return measure(self.unet)

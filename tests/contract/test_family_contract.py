@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffpref.config import AdapterConfig, DataConfig, LoopConfig, ModelConfig, TrainConfig
 from diffpref.data.cache import build_cache
@@ -182,6 +184,71 @@ def test_policy_equal_to_reference_gives_exactly_equal_errors(tmp_path, model, p
     errors.policy_w.sum().backward()
     trained = [parameter for parameter in family.unet.parameters() if parameter.requires_grad]
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained)
+
+
+class Kernels(TorchDispatchMode):
+    """The operators that compute something, in order, with shape, strides and type of the tensors they get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        is_view = any(value.alias_info is not None for value in operator._schema.returns)
+        if not is_view:
+            tensors = [value for value in args if isinstance(value, torch.Tensor)]
+            layout = [(tuple(value.shape), value.stride(), value.dtype) for value in tensors]
+            self.seen.append((str(operator), *layout))
+        return operator(*args, **(kwargs or {}))
+
+
+class Logged(nn.Module):
+    """A network whose forward passes are written down."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.kernels = network, Kernels()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self.kernels:
+            return self.network(*args, **kwargs)
+
+
+class LoggedReference:
+    def __init__(self, held: FrozenCopy | AdaptersOff) -> None:
+        self._held = held
+        self.kernels: list[tuple[Any, ...]] = []
+
+    def errors(self, batch, measure):
+        def logged(network: nn.Module):
+            wrapped = Logged(network)
+            found = measure(wrapped)
+            self.kernels = wrapped.kernels.seen
+            return found
+
+        return self._held.errors(batch, logged)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("adapter", ["none", "lora", "dora"])
+def test_policy_and_reference_run_the_same_kernels(tmp_path, model, precision, adapter):
+    """Two kernels for one product round alike on some CPUs and not on others: equal results here say nothing
+    about a margin of 0 there. An adapter adds operators of its own between those of the reference."""
+    _, config, family, batches, _ = setting(tmp_path, model.folder)
+    prepare_unet(family.unet, replace(config, adapter=AdapterConfig(type=adapter, rank=2)))
+    policy = Logged(family.unet)
+    held = LoggedReference(FrozenCopy(family.unet) if adapter == "none" else AdaptersOff(family.unet))
+
+    def autocast():
+        return torch.autocast("cpu", precision) if precision else contextlib.nullcontext()
+
+    pair_errors(family, batches.train(1, [0, 1, 2]), policy, held, autocast)
+    assert sum("mm" in name for name, *_ in held.kernels) > 20
+    if adapter == "none":
+        assert policy.kernels.seen == held.kernels
+    else:
+        remaining = iter(policy.kernels.seen)
+        assert [kernel for kernel in held.kernels if kernel not in remaining] == []  # in this order
 
 
 def test_dropout_in_the_networks_is_off(tmp_path):
