@@ -261,6 +261,8 @@ def test_dropout_in_the_networks_is_off(tmp_path):
 
 
 def draw(pipeline, **options):
+    """What the weights draw. torch picks some kernels by requires_grad, which loading sets and merging clears."""
+    pipeline.unet.requires_grad_(False)
     return pipeline(
         "red", generator=torch.Generator().manual_seed(0), num_inference_steps=2, height=SIDE, width=SIDE,
         output_type="np", **options,
@@ -299,7 +301,7 @@ def test_saved_adapters_act_as_trained_and_survive_a_round_trip(tmp_path, model,
     pipeline.load_lora_weights(tmp_path / "first")
     loaded = draw(pipeline)
     assert abs(loaded - base).max() > 1e-3
-    assert abs(loaded - trained).max() < 1e-5
+    assert (loaded == trained).all()
     family.save_lora(pipeline.unet, tmp_path / "second", adapter=pipeline.get_active_adapters()[0])
     again = DiffusionPipeline.from_pretrained(model.folder)
     again.load_lora_weights(tmp_path / "second")
@@ -309,7 +311,7 @@ def test_saved_adapters_act_as_trained_and_survive_a_round_trip(tmp_path, model,
     merged = draw(again)
     assert abs(merged - loaded).max() < 1e-4  # W x + B A x against (W + B A) x
     again.save_pretrained(tmp_path / "merged")
-    assert abs(draw(DiffusionPipeline.from_pretrained(tmp_path / "merged")) - merged).max() < 1e-6
+    assert (draw(DiffusionPipeline.from_pretrained(tmp_path / "merged")) == merged).all()
 
 
 def test_fingerprints_know_values_not_places(tmp_path, model):
