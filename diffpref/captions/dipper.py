@@ -42,9 +42,9 @@ class DipperPerturber:
 
     DIPPER reads "lexical = L, order = O CONTEXT <sent> TEXT </sent>". Its codes count likeness: L is 100
     minus the lexical diversity, which DCPO (arXiv 2502.06023) sets to 40, 60 and 80 for weak, medium and
-    strong; O is 100, for an order diversity of 0. Three sentences are TEXT at a time, what became of those
-    before them is CONTEXT; tokens are drawn with top_p 0.75, as in the authors' release. An answer ends
-    after twice the tokens of its TEXT plus 16 at the latest.
+    strong; O is 100, for an order diversity of 0. Three sentences are TEXT at a time; CONTEXT is the release's
+    instruction, and after it what became of the sentences before; tokens are drawn with top_p 0.75, as in
+    the authors' release. An answer ends after twice the tokens of its TEXT plus 16 at the latest.
     """
 
     level: Level = options.level_option()
@@ -56,7 +56,7 @@ class DipperPerturber:
     template: str = option(
         "",
         help="file with the model's input ({caption}, {context}, {lexical}, {level}); {level} in its name "
-        "picks a file for each level; empty: DIPPER's format",
+        "picks a file for each level; empty: DIPPER's format with DCPO's instruction",
     )
     sentences: int = option(
         3, bounds="[1, inf)", help="sentences of a caption that are paraphrased at a time"
