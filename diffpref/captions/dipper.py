@@ -42,9 +42,9 @@ class DipperPerturber:
 
     DIPPER reads "lexical = L, order = O CONTEXT <sent> TEXT </sent>". Its codes count likeness: L is 100
     minus the lexical diversity, which DCPO (arXiv 2502.06023) sets to 40, 60 and 80 for weak, medium and
-    strong; O is 100, for an order diversity of 0. Three sentences are TEXT at a time; CONTEXT is the release's
-    instruction, and after it what became of the sentences before; tokens are drawn with top_p 0.75, as in
-    the authors' release. An answer ends after twice the tokens of its TEXT plus 16 at the latest.
+    strong; O is 100, for an order diversity of 0. Three sentences are TEXT at a time; CONTEXT is the
+    instruction of DCPO's release, and after it what became of the sentences before; tokens are drawn with
+    top_p 0.75, as in the release. An answer ends after twice the tokens of its TEXT plus 16 at the latest.
     """
 
     level: Level = options.level_option()

@@ -90,7 +90,7 @@ def test_dipper_reads_what_its_authors_give_it(folders, monkeypatch, level, code
 
 
 def test_the_instruction_stays_where_context_must_go(folders):
-    """Of what was rewritten the oldest is left out where the model reads no more; DCPO's instruction never."""
+    """Of what was rewritten the oldest is left out where the model reads no more, the instruction never."""
     perturb = perturber(folders, "dipper", sentences=1)
     item = _Work(0, ["First one.", "Second one.", "A third."], 0, done=["word " * 400, "near " * 60])
     read = perturb._tokenizer.decode(perturb._ids(item, 2))
