@@ -121,6 +121,31 @@ def test_a_perturber_that_is_refused_everything_stops_before_many_captions_are_p
             endpoint.endpoint.cache_clear()  # as in a new process
 
 
+def test_answers_that_hold_no_caption_are_counted_apart(tmp_path, capsys):
+    pairs = write_pairs(tmp_path / "p.parquet", 12)
+
+    def plan(question: Question) -> Act:
+        lists = "beside 3 " in question.text or "beside 8 " in question.text
+        chatty = f"Here is the caption:\n\n**{answer_of(question)}.**\n\nLet me know if you need more!"
+        return Act("- a dog\n- some houses" if lists else chatty)
+
+    with serving(plan) as server:
+        arguments = [
+            "caption", "--pairs", str(pairs), "--out", str(tmp_path / "out"), "--method", "captioning",
+            "--captioner", "http", "--captioner.url", server.url, "--captioner.model", "m",
+            "--max-failed-share", "0.2",
+        ]  # fmt: skip
+        assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "left out, of whose model's answer no caption could be taken  2" in shown
+    assert "it has several lines, a list (- a dog / - some houses)" in shown
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["kept"], report["dropped"]["answer"], report["dropped"]["captioner"]) == (10, 2, 0)
+    (part,) = (tmp_path / "out").glob("part-*.parquet")
+    captions = pq.read_table(part)["caption_0"].to_pylist()
+    assert all(text.startswith("a caption of ") and text.endswith(".") for text in captions)
+
+
 def test_models_of_transformers_caption_and_paraphrase_alike_in_any_batch_and_process(tmp_path):
     pairs = write_pairs(tmp_path / "p.parquet", 6)
     llava, t5 = save_llava(tmp_path / "llava"), save_t5(tmp_path / "t5")
