@@ -39,13 +39,16 @@ _SEVERAL = re.compile(
     re.IGNORECASE,
 )
 Label = Literal["old", "new", "any"]
+
+
+def _label(words: str) -> re.Pattern[str]:
+    return re.compile(rf"{_AROUND}(?:the )?{words}[\s*_]*:[\s*_]*", re.IGNORECASE)
+
+
 _LABELS: dict[Label, re.Pattern[str]] = {
-    label: re.compile(rf"{_AROUND}(?:the )?{words}[\s*_]*:[\s*_]*", re.IGNORECASE)
-    for label, words in {
-        "old": rf"(?:original|source|input|given|initial|old|before)\b(?: {_NOUN})?",
-        "new": rf"(?:{_VERB}|{_KIND} (?:{_KIND} )*{_NOUN})",
-        "any": rf"(?:{_KIND} )*(?:{_VERB}|{_NOUN}|new|after)",
-    }.items()
+    "old": _label(rf"(?:original|source|input|given|initial|old|before)\b(?: {_NOUN})?"),
+    "new": _label(rf"(?:{_VERB}|{_KIND} (?:{_KIND} )*{_NOUN})"),
+    "any": _label(rf"(?:{_KIND} )*(?:{_VERB}|{_NOUN}|new|after)"),
 }
 _REMARK_START = (
     r"(?:notes?\s*[:—-]|(?:please )?note that\b|explanation\b|rationale\b|reasoning\b"

@@ -26,7 +26,7 @@ from diffpref.data.schema import Columns
 Method = Literal["captioning", "perturbation", "hybrid"]
 METHODS: tuple[Method, ...] = get_args(Method)
 NO_PROMPT, BAD_IMAGE, NO_CAPTION, NOT_PERTURBED = "no_prompt", "bad_image", "captioner", "perturber"
-UNREAD = "answer"
+UNREAD = "unreadable_answer"
 REASONS = {
     NO_PROMPT: "without a prompt",
     BAD_IMAGE: "with an image that cannot be decoded",

@@ -140,7 +140,11 @@ def test_answers_that_hold_no_caption_are_counted_apart(tmp_path, capsys):
     assert "left out, of whose model's answer no caption could be taken  2" in shown
     assert "it has several lines, a list (- a dog / - some houses)" in shown
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["kept"], report["dropped"]["answer"], report["dropped"]["captioner"]) == (10, 2, 0)
+    assert (report["kept"], report["dropped"]["unreadable_answer"], report["dropped"]["captioner"]) == (
+        10,
+        2,
+        0,
+    )
     (part,) = (tmp_path / "out").glob("part-*.parquet")
     captions = pq.read_table(part)["caption_0"].to_pylist()
     assert all(text.startswith("a caption of ") and text.endswith(".") for text in captions)
