@@ -22,6 +22,10 @@ _LARGEST = 4 << 20
 """Bytes of an answer: a caption has a few hundred."""
 
 
+_PATIENCE = 20.0
+"""Seconds for a list of models."""
+
+
 class Reply(NamedTuple):
     """The text of an answer, or why there is none for this question: exactly one of the two is empty."""
 
@@ -68,12 +72,17 @@ def exchange(
 
 
 def reach(session: requests.Session, address: str, key: str, timeout: float) -> None:
-    """Raise Transient unless a server answers, whatever it answers, and Fatal where it does not know the key.
+    """Raise Transient unless a server is there, whatever it answers, Fatal where it does not know the key.
 
     It is asked for its models, which costs nothing. A key may be good for answers and not for that list.
     """
     models = f"{address.removesuffix('/chat/completions')}/models"
-    response, answer = _answered(session, models, None, key, timeout)
+    try:
+        response, answer = _answered(session, models, None, key, min(timeout, _PATIENCE))
+    except Transient as trouble:
+        if trouble.of_request:  # it took the connection: there may be no such list
+            return
+        raise
     message = _message(answer)
     if response.status_code == 401 and not re.search("scope|permission", message, re.IGNORECASE):
         raise _no_access(address, _short(_without(key)(f"HTTP 401: {message or response.reason}")))
@@ -95,8 +104,9 @@ def _answered(
         raise Fatal(
             f"no safe connection to {address}", _short(hidden(str(error))), "check the address"
         ) from None
-    except (requests.Timeout, ReadTimeoutError, TimeoutError):
-        raise Transient(f"no answer within {timeout:g} s", of_request=True) from None
+    except (requests.Timeout, ReadTimeoutError, TimeoutError) as error:
+        connected = not isinstance(error, requests.ConnectTimeout)
+        raise Transient(f"no answer within {timeout:g} s", of_request=connected) from None
     except (requests.RequestException, HTTPError) as error:
         cause = _short(hidden(_cause(error)))
         raise Transient(f"the connection failed ({type(error).__name__}: {cause})") from None

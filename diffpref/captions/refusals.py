@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 _REFUSAL = (
-    r"unsupported|n[o']t (?:be )?support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|"
-    r"forbidden|cannot find|not implemented|no such|deprecated"
+    r"unsupported|unknown|unrecogni[sz]ed|unexpected|forbidden|no such|deprecated|rejects|"
+    r"n[o']t (?:be |an? )?(?:support|accept|recogni[sz]e|allow|permit|valid|implement|know|find|used)|"
+    r"invalid (?:parameter|param|field|argument|option|key|name)\b"
 )
 _REFUSES = re.compile(_REFUSAL, re.IGNORECASE)
 _FIELD = r"(?:parameter|param|field|argument|option|property|attribute|input|key|name)s?\b"
@@ -54,6 +55,7 @@ def _says(sentence: str, name: str) -> bool:
     if not re.search(word, sentence) or not _REFUSES.search(sentence.replace("_", " ")):
         return False
     meant = (
-        rf"""["'`]{word}["'`]|{_FIELD}[^"'`]{{0,20}}?{word}|{word}\W{{1,3}}(?:(?:is|are)\W+)?(?:{_REFUSAL})"""
+        rf"""["'`]{word}["'`]|{_FIELD}[^"'`]{{0,20}}?{word}"""
+        rf"|^{word}:|{word}\W{{1,3}}(?:(?:is|are)\W+)?(?:{_REFUSAL})"
     )
     return "_" in name or re.search(meant, sentence, re.IGNORECASE) is not None

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import shlex
+import socket
 import threading
 import time
 import traceback
@@ -139,8 +140,6 @@ def test_a_server_that_dribbles_is_cut_off_at_the_timeout():
                 except OSError:
                     return
                 time.sleep(0.05)
-
-    import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=drip, args=(listening,), daemon=True).start()
@@ -290,6 +289,11 @@ REFUSED_FIELDS = {
     "Google in a list": ("seed", 400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}]),
     "plain": ("seed", 400, {"error": "unknown field seed"}),
     "llama.cpp": ("max_tokens", 500, {"error": {"code": 500, "message": "Unsupported param: max_tokens"}}),
+    "Anthropic": ("seed", 400, {"error": {"message": "seed: Extra inputs are not permitted"}}),
+    "JSON schema": ("seed", 400, {"error": "Additional properties are not allowed ('seed' was unexpected)"}),
+    "Python": ("seed", 500, {"error": "create() got an unexpected keyword argument 'seed'"}),
+    "in other words": ("seed", 400, {"message": "This model does not accept the parameter seed."}),
+    "invalid": ("max_tokens", 400, {"error": {"message": "Invalid parameter: max_tokens"}}),
     "not there": ("seed", 501, {"message": "seed is not implemented"}),
 }  # fmt: skip
 
@@ -351,6 +355,8 @@ ROWS_OWN = [
     "The picture is not supported. No seed was tried",
     "A sunflower seed: this prompt is not allowed",
     "unknown error",
+    "max_tokens must be at least 1, got -30",
+    "The seed of an unknown plant is not allowed in pictures",
 ]
 
 
@@ -392,6 +398,9 @@ def test_a_server_is_reached_without_being_asked_for_an_answer(monkeypatch):
             perturb.reach()
     with pytest.raises(UserError, match=r"does not answer(?s:.*)2 tries"):
         perturb.reach()
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections and says nothing
+        place = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        PERTURBERS["http"](url=place, model="m", timeout=0.2).reach()
 
 
 def test_an_answer_cut_at_the_limit_ends_with_a_sentence():
