@@ -69,7 +69,7 @@ class ChatServer:
     """Listens from `start` to `stop`, again after each `start`, at one address.
 
     asked: every request in order. answered: how often a body got a whole good answer. peak: most requests
-    under way at a time.
+    under way at a time. knocks: how often anything but an answer was asked for, which gets list_of_models.
     """
 
     def __init__(self, plan: Plan = good) -> None:
@@ -77,6 +77,7 @@ class ChatServer:
         self.asked: list[Question] = []
         self.answered: Counter[str] = Counter()
         self.peak = self._now = 0
+        self.knocks, self.list_of_models = 0, (200, b'{"data": []}')
         self._lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
         with socket.socket() as free:
@@ -92,6 +93,17 @@ class ChatServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if outer._server is None:  # a connection from before the stop
+                    self.close_connection = True
+                    return
+                outer.knocks += 1
+                status, content = outer.list_of_models
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
             def do_POST(self) -> None:
                 outer.handle(self)

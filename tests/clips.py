@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +51,30 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def pictures() -> list[Image.Image]:
     return [picture(*size, seed) for seed, size in enumerate(SIZES.values())]
+
+
+MODES = {"1": "PNG", "P": "PNG", "LA": "PNG", "RGBA": "PNG", "CMYK": "TIFF", "L": "PNG", "I;16": "PNG"}
+"""Modes of image files beside RGB, with a format that has them."""
+
+
+def file_of(mode: str, width: int = 300, height: int = 231) -> bytes:
+    """An image file of a mode: edges, colours, and an alpha channel that varies."""
+    image = picture(width, height)
+    alpha = picture(width, height, seed=1).convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    elif mode == "P":
+        image = image.quantize(32)
+    elif mode == "LA":
+        image = Image.merge("LA", (image.convert("L"), alpha))
+    elif mode == "RGBA":
+        image.putalpha(alpha)
+    else:
+        image = image.convert(mode)
+    stream = io.BytesIO()
+    image.save(stream, MODES[mode])
+    assert Image.open(io.BytesIO(stream.getvalue())).mode == mode
+    return stream.getvalue()
 
 
 def write_hf_clip(folder: Path, seed: int = 0, side: int = SIDE, end: int = 2) -> Path:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from diffpref.errors import UserError
+
+
+class Unpicklable(OSError):
+    """As some of libraries are."""
+
+    def __reduce__(self):
+        raise TypeError
+
+
+FAILURES = {
+    "full": OSError(errno.ENOSPC, "No space left on device", "unit-2"),
+    "refused": Unpicklable(errno.EROFS, "Read-only file system", Path("unit-2")),
+    "full, says safetensors": SafetensorError("I/O error: No space left on device (os error 28)"),
+    "reset": ConnectionResetError("by peer"),
+    "end": EOFError("in the middle"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,8 @@ class Squares:
                 raise UserError("what happened", "why it did", "what to do")
             if self.failure == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.failure in FAILURES:
+                raise FAILURES[self.failure]
             raise ZeroDivisionError("a bug")
         (self.folder / f"unit-{unit}").write_text(str(unit**2))
         yield 4

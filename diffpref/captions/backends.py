@@ -19,6 +19,8 @@ RUNTIME = frozenset(
 )
 """Settings of backends that change no caption: a run may go on with others."""
 _IN_PROVENANCE = frozenset({"template", "revision"})
+_NEWER = frozenset({"detail"})
+"""Settings that folders of earlier versions do not name; empty ones are as if they were not there."""
 
 
 def build_backend(kind: str, name: str, known: Mapping[str, type[B]], texts: Mapping[str, str]) -> B:
@@ -65,6 +67,7 @@ def backend_key(kind: str, backend: Any) -> dict[str, Any]:
         f"{kind}.{field.name}": getattr(backend, field.name)
         for field in dataclasses.fields(backend)
         if field.name not in RUNTIME | _IN_PROVENANCE
+        and (field.name not in _NEWER or getattr(backend, field.name))
     }
     traced = {f"{kind}.{name}": made[name] for name in ("revision", "template")}
     return {kind: made["backend"], **settings, **traced}
@@ -75,6 +78,14 @@ def with_journal(backend: B, folder: Path) -> B:
     if getattr(backend, "journal", None) == "":
         return dataclasses.replace(backend, journal=str(folder))  # type: ignore[type-var]
     return backend
+
+
+def reach_before_paying(captioner: Any, perturber: Any) -> None:
+    """Let a captioner that is asked over the network see that the perturber can work before its first request
+    is sent: captions that nothing comes of would be paid for."""
+    before_first_request = getattr(captioner, "before_first_request", None)
+    if before_first_request is not None:
+        before_first_request(getattr(perturber, "reach", None))
 
 
 def on_device(backend: B, device: str) -> B:

@@ -28,7 +28,7 @@ from diffpref.captions.progress import progress_path, read_progress
 from diffpref.captions.source import PairSource, open_source
 from diffpref.captions.stages import METHODS, Method, added_columns
 from diffpref.captions.summary import build_report, table
-from diffpref.data.disk import told_when_disk_is_full
+from diffpref.data.disk import told_when_disk_is_full, told_when_refused
 from diffpref.data.outfolder import REPORT, claim, describe_files, finished_report, write_manifest
 from diffpref.data.parts import part_path
 from diffpref.data.schema import Columns, PickAPicColumns
@@ -78,7 +78,8 @@ def caption(
     shards are missing.
 
     Raises UserError: no pairs there or damaged ones, captions already there, an output folder of something
-    else, a backend that cannot work, more rows that failed than allowed, a full disk.
+    else, a backend that cannot work, more rows that failed than allowed, a full disk, a file that the system
+    refuses.
     """
     _check_options(options)
     source = open_source(pairs, options.columns, options.limit)
@@ -86,8 +87,10 @@ def caption(
     out = out.expanduser().resolve()
     job = _job(pairs, source, out, options)
     key = _key(pairs, job, options)
-    with told_when_disk_is_full(
-        f"the captions {out}", "what is finished of them stays and will be used", hint=""
+    kept = "what is finished of them stays and will be used"
+    with (
+        told_when_disk_is_full(f"the captions {out}", kept, hint=""),
+        told_when_refused(f"the captions {out}", kept),
     ):
         claim(out, key, "caption run", _name_of)
         report = finished_report(out, "caption")

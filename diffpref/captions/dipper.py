@@ -42,9 +42,9 @@ class DipperPerturber:
 
     DIPPER reads "lexical = L, order = O CONTEXT <sent> TEXT </sent>". Its codes count likeness: L is 100
     minus the lexical diversity, which DCPO (arXiv 2502.06023) sets to 40, 60 and 80 for weak, medium and
-    strong; O is 100, for an order diversity of 0. Three sentences are TEXT at a time, what became of those
-    before them is CONTEXT; tokens are drawn with top_p 0.75, as in the authors' release. An answer ends
-    after twice the tokens of its TEXT plus 16 at the latest.
+    strong; O is 100, for an order diversity of 0. Three sentences are TEXT at a time; CONTEXT is the
+    instruction of DCPO's release, and after it what became of the sentences before; tokens are drawn with
+    top_p 0.75, as in the release. An answer ends after twice the tokens of its TEXT plus 16 at the latest.
     """
 
     level: Level = options.level_option()
@@ -56,7 +56,7 @@ class DipperPerturber:
     template: str = option(
         "",
         help="file with the model's input ({caption}, {context}, {lexical}, {level}); {level} in its name "
-        "picks a file for each level; empty: DIPPER's format",
+        "picks a file for each level; empty: DIPPER's format with DCPO's instruction",
     )
     sentences: int = option(
         3, bounds="[1, inf)", help="sentences of a caption that are paraphrased at a time"
@@ -102,6 +102,10 @@ class DipperPerturber:
         revision = loading.find_source(self.model, self.revision).revision
         return Provenance("dipper", self.model, revision, self._template.digest, self.seed, self.level)
 
+    def reach(self) -> None:
+        """Load the model, or raise UserError where it cannot be had."""
+        _ = self._tokenizer, self._network
+
     def _windows(self, caption: str) -> list[str]:
         """The sentences of a caption, a few at a time; none where there is nothing to paraphrase."""
         if not options.has_words(caption) or options.too_long(caption):
@@ -142,10 +146,7 @@ class DipperPerturber:
     def _paraphrase(self, work: list[_Work], ids: list[list[int]], step: int) -> None:
         from diffpref.captions.sampling import Decoding, generate, padded
 
-        source = loading.find_source(self.model, self.revision)
-        network = loading.shared_network(
-            "AutoModelForSeq2SeqLM", source.place, source.commit, self.device, self.dtype
-        )
+        network = self._network
         ends = loading.end_tokens(network, self._tokenizer)
         inputs = padded(ids, self._tokenizer.pad_token_id, left=False)
         limits = [
@@ -164,6 +165,13 @@ class DipperPerturber:
             complete = answer.complete and len(answer.tokens) <= limit
             text = self._tokenizer.decode(answer.tokens[:limit], skip_special_tokens=True).strip()
             item.done.append(text if complete else answers.cut_short(text))
+
+    @property
+    def _network(self) -> Any:
+        source = loading.find_source(self.model, self.revision)
+        return loading.shared_network(
+            "AutoModelForSeq2SeqLM", source.place, source.commit, self.device, self.dtype
+        )
 
     @property
     def _tokenizer(self) -> Any:

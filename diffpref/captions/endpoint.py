@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from diffpref.captions.exchange import Fatal, Reply, Transient, exchange, open_session
+from diffpref.captions.exchange import Fatal, Reply, Transient, exchange, open_session, reach
 from diffpref.captions.journal import Journal, request_key
 from diffpref.errors import UserError
 
@@ -33,7 +33,8 @@ class Access:
 
     url: of the API, with or without /chat/completions. key_env: environment variable of the key, "" for
     none. concurrency: requests under way at a time. timeout: seconds for a whole answer. retries: further
-    tries of a request. journal: folder of answers, "" for none.
+    tries of a request. journal: folder of answers, "" for none. asker: "captioner" or "perturber"; that the
+    server answers one shows nothing of the other.
     """
 
     url: str
@@ -42,6 +43,7 @@ class Access:
     timeout: float
     retries: int
     journal: str
+    asker: str
 
     @property
     def address(self) -> str:
@@ -105,11 +107,35 @@ class Endpoint:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(access.concurrency, thread_name_prefix="endpoint")
         self._not_before = self._next_message = 0.0
-        self._answers = self.journal.count() if self.journal else 0
-        self._failures = 0  # in a row
+        self._answers = self._failures = 0  # failures in a row
+        self._check: Callable[[], None] | None = None
 
-    def ask(self, bodies: Iterable[dict[str, Any]]) -> list[Reply]:
-        """The reply to each request body, which is sent while the next is being made. Raises UserError."""
+    def before_first_request(self, check: Callable[[], None] | None) -> None:
+        """Reach the server and call `check`, once, before anything is asked that costs something: whether the
+        rest that the work needs is there."""
+        self._check = check
+
+    def reach(self) -> None:
+        """Raise UserError unless the server answers, after as many tries as a request gets; costs nothing."""
+        stop = threading.Event()
+        try:
+            for attempt in range(self.access.retries + 1):
+                try:
+                    reach(self._session, self.address, self.access.key(), self.access.timeout)
+                    return
+                except Transient as problem:
+                    trouble = problem
+                    if attempt < self.access.retries:
+                        self._back_off(attempt, trouble, stop)
+            raise self._silence(trouble)
+        except Fatal as error:
+            raise UserError(error.what, why=error.why, fix=error.fix) from None
+
+    def ask(self, bodies: Iterable[dict[str, Any]], without: Callable[[Sequence[str]], str]) -> list[Reply]:
+        """The reply to each request body, which is sent while the next is being made. Raises UserError.
+
+        without: how to ask without fields that the server does not take, for its message.
+        """
         key = self.access.key()
         keys: list[str] = []
         replies: dict[str, Reply] = {}
@@ -122,7 +148,9 @@ class Endpoint:
                 kept = self.journal.get(name) if self.journal and name not in futures else None
                 if kept is not None:
                     replies[name] = Reply(kept)
+                    self._answers += 1
                 elif name not in futures:
+                    self._run_check()
                     futures[name] = self._pool.submit(self._settle, name, body, key, stop)
                 if stop.is_set():
                     break
@@ -134,11 +162,17 @@ class Endpoint:
             wait(futures.values())
             if self.journal:
                 self.journal.flush()
-        self._raise_first(futures.values())
+        self._raise_first(futures.values(), without)
         replies |= {name: future.result() for name, future in futures.items()}
         return [replies[name] for name in keys]
 
-    def _raise_first(self, futures: Iterable[Future[Reply]]) -> None:
+    def _run_check(self) -> None:
+        check, self._check = self._check, None
+        if check is not None:
+            self.reach()  # first, since a check may load a large model
+            check()
+
+    def _raise_first(self, futures: Iterable[Future[Reply]], without: Callable[[Sequence[str]], str]) -> None:
         """Raise what ended the run, with a word on what is kept."""
         errors = [found for future in futures if not future.cancelled() and (found := future.exception())]
         for error in errors:
@@ -147,7 +181,8 @@ class Endpoint:
                 if self.journal:
                     count, folder = self.journal.count(), self.journal.folder
                     kept = f"then run it again: {count} answers are kept in {folder}"
-                fix = f"{error.fix}; {kept}" if error.fix else kept
+                remedy = without(error.fields) if error.fields else error.fix
+                fix = f"{remedy}; {kept}" if remedy else kept
                 raise UserError(error.what, why=error.why, fix=fix) from None
         for error in errors:
             if not isinstance(error, _Stopped):
@@ -182,12 +217,15 @@ class Endpoint:
             return reply
         reply = Reply("", f"no usable answer after {self.access.retries + 1} tries: {trouble}")
         if self._answers == before and not trouble.of_request:
-            raise Fatal(
-                f"the server at {self.address} does not answer",
-                f"{trouble} ({self.access.retries + 1} tries)",
-                "check that it runs and is reached from here",
-            )
+            raise self._silence(trouble)
         return self._failed(reply, always=self._answers == before)
+
+    def _silence(self, trouble: Transient) -> Fatal:
+        return Fatal(
+            f"the server at {self.address} does not answer",
+            f"{trouble} ({self.access.retries + 1} tries)",
+            "check that it runs and is reached from here",
+        )
 
     def _failed(self, reply: Reply, always: bool) -> Reply:
         """Count a failure. always: there has been no answer that shows that others succeed."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -15,9 +16,14 @@ import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from diffpref.captions.answers import cut_short
+from diffpref.captions.refusals import refused_fields
 
 _LARGEST = 4 << 20
 """Bytes of an answer: a caption has a few hundred."""
+
+
+_PATIENCE = 20.0
+"""Seconds for a list of models."""
 
 
 class Reply(NamedTuple):
@@ -40,11 +46,11 @@ class Transient(Exception):
 
 
 class Fatal(Exception):
-    """Concerns every request."""
+    """Concerns every request. fields: those of the request that the server does not take."""
 
-    def __init__(self, what: str, why: str, fix: str = "") -> None:
+    def __init__(self, what: str, why: str, fix: str = "", fields: Sequence[str] = ()) -> None:
         super().__init__(what)
-        self.what, self.why, self.fix = what, why, fix
+        self.what, self.why, self.fix, self.fields = what, why, fix, fields
 
 
 def open_session(connections: int) -> requests.Session:
@@ -60,18 +66,47 @@ def exchange(
     session: requests.Session, address: str, body: dict[str, Any], key: str, timeout: float
 ) -> Reply:
     """Send one request and read its answer within `timeout` seconds. Raises Transient or Fatal."""
+    hidden = _without(key)
+    response, answer = _answered(session, address, body, key, timeout)
+    return _judge(response, answer, hidden, address, body)
 
-    def hidden(text: str) -> str:  # before anything is cut off, which could leave half of the key
-        return text.replace(key, "[key]") if key else text
 
+def reach(session: requests.Session, address: str, key: str, timeout: float) -> None:
+    """Raise Transient unless a server is there, whatever it answers, Fatal where it does not know the key.
+
+    It is asked for its models, which costs nothing. A key may be good for answers and not for that list.
+    """
+    models = f"{address.removesuffix('/chat/completions')}/models"
     try:
-        response, content = _post(session, address, body, key, timeout)
+        response, answer = _answered(session, models, None, key, min(timeout, _PATIENCE))
+    except Transient as trouble:
+        if trouble.of_request:  # it took the connection: there may be no such list
+            return
+        raise
+    message = _message(answer)
+    if response.status_code == 401 and not re.search("scope|permission", message, re.IGNORECASE):
+        raise _no_access(address, _short(_without(key)(f"HTTP 401: {message or response.reason}")))
+
+
+def _without(key: str) -> Callable[[str], str]:
+    """What hides the key in a text, before anything is cut off, which could leave half of it."""
+    return lambda text: text.replace(key, "[key]") if key else text
+
+
+def _answered(
+    session: requests.Session, address: str, body: dict[str, Any] | None, key: str, timeout: float
+) -> tuple[requests.Response, Any]:
+    """The response to a request and its JSON, None where it is none. Raises Transient or Fatal."""
+    hidden = _without(key)
+    try:
+        response, content = _send(session, address, body, key, timeout)
     except requests.exceptions.SSLError as error:
         raise Fatal(
             f"no safe connection to {address}", _short(hidden(str(error))), "check the address"
         ) from None
-    except (requests.Timeout, ReadTimeoutError, TimeoutError):
-        raise Transient(f"no answer within {timeout:g} s", of_request=True) from None
+    except (requests.Timeout, ReadTimeoutError, TimeoutError) as error:
+        connected = not isinstance(error, requests.ConnectTimeout)
+        raise Transient(f"no answer within {timeout:g} s", of_request=connected) from None
     except (requests.RequestException, HTTPError) as error:
         cause = _short(hidden(_cause(error)))
         raise Transient(f"the connection failed ({type(error).__name__}: {cause})") from None
@@ -79,13 +114,16 @@ def exchange(
         answer = json.loads(content)
     except (ValueError, RecursionError):
         answer = None
-    return _judge(response, answer, hidden, address, str(body.get("model")))
+    if isinstance(answer, list) and len(answer) == 1:  # as Google sends errors
+        answer = answer[0]
+    return response, answer
 
 
-def _post(
-    session: requests.Session, address: str, body: dict[str, Any], key: str, timeout: float
+def _send(
+    session: requests.Session, address: str, body: dict[str, Any] | None, key: str, timeout: float
 ) -> tuple[requests.Response, bytes]:
-    """The response and its content. Raises TimeoutError past the deadline, and what requests does."""
+    """The response and its content; a body is posted. Raises TimeoutError past the deadline, and what
+    requests does."""
     deadline = time.monotonic() + timeout
 
     def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -94,9 +132,10 @@ def _post(
             request.headers["Authorization"] = f"Bearer {key}"
         return request
 
-    with session.post(
+    with session.request(
+        "GET" if body is None else "POST",
         address,
-        data=json.dumps(body).encode(),
+        data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
         auth=authorize,
         timeout=timeout,
@@ -114,7 +153,11 @@ def _post(
 
 
 def _judge(
-    response: requests.Response, answer: Any, hidden: Callable[[str], str], address: str, model: str
+    response: requests.Response,
+    answer: Any,
+    hidden: Callable[[str], str],
+    address: str,
+    body: dict[str, Any],
 ) -> Reply:
     """The reply in an answer. Raises Transient or Fatal."""
     status = response.status_code
@@ -123,6 +166,9 @@ def _judge(
     if status == 200:
         return _read(answer, hidden)
     why = _short(hidden(f"HTTP {status}: {_message(answer) or response.reason}"))
+    fields = [name for name in body if name not in ("model", "messages")]
+    if status in (400, 404, 422, 500, 501) and (refused := refused_fields(answer, fields)):
+        raise Fatal(f"{address} does not take {' and '.join(refused)}", why, fields=refused)
     if status in (400, 413, 422):
         return Reply("", why)
     if status == 429 and "insufficient_quota" in json.dumps(answer):
@@ -131,15 +177,19 @@ def _judge(
         asked = _seconds(response.headers.get("Retry-After", ""))
         raise Transient(why, retry_after=asked, of_request=status in (408, 500, 504))
     if status in (401, 402, 403):
-        raise Fatal(f"{address} refuses the request", why, "check api_key_env, the key in it and the account")
+        raise _no_access(address, why)
     if 300 <= status < 400:
         target = _short(hidden(response.headers.get("Location", "another address")))
         raise Fatal(f"{address} has moved", f"HTTP {status} to {target}", "give the new address as url")
     raise Fatal(
         f"{address} does not take the request",
         why,
-        f"check url, which mostly ends in /v1, and model, which is {model!r}",
+        f"check url, which mostly ends in /v1, and model, which is {str(body.get('model'))!r}",
     )
+
+
+def _no_access(address: str, why: str) -> Fatal:
+    return Fatal(f"{address} refuses the request", why, "check api_key_env, the key in it and the account")
 
 
 def _read(answer: Any, hidden: Callable[[str], str]) -> Reply:

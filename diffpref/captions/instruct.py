@@ -63,13 +63,14 @@ class TransformersPerturber:
             "transformers", self.model, self._source.revision, self._template.digest, self.seed, self.level
         )
 
+    def reach(self) -> None:
+        """Load the model, or raise UserError where it cannot be had."""
+        _ = self._tokenizer, self._network
+
     def _answers(self, ids: list[list[int]], rows: list[int]) -> list[Answer]:
         from diffpref.captions.sampling import Decoding, generate, padded
 
-        source = self._source
-        network = loading.shared_network(
-            "AutoModelForCausalLM", source.place, source.commit, self.device, self.dtype
-        )
+        network = self._network
         ends = loading.end_tokens(network, self._tokenizer)
         return generate(
             network,
@@ -92,6 +93,11 @@ class TransformersPerturber:
         turn = [{"role": "user", "content": self._template.fill(caption=caption, level=self.level)}]
         text = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def _network(self) -> Any:
+        place, commit = self._source.place, self._source.commit
+        return loading.shared_network("AutoModelForCausalLM", place, commit, self.device, self.dtype)
 
     @property
     def _source(self) -> loading.Source:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diffpref.captions.backends import on_device
+from diffpref.captions.backends import on_device, reach_before_paying
 from diffpref.captions.base import Captioner, Perturber
 from diffpref.captions.encoders import TextTokenizer, load_tokenizer
 from diffpref.captions.parts import CaptionWriter
@@ -97,6 +97,7 @@ class _Maker:
         self._job = job
         self._captioner = on_device(job.captioner, device)
         self._perturber = on_device(job.perturber, device)
+        reach_before_paying(self._captioner, self._perturber)
         self._makers = (
             job.captioner.provenance() if job.captioner is not None else None,
             job.perturber.provenance() if job.perturber is not None else None,

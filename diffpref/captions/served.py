@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from diffpref.captions.endpoint import Endpoint
+    from diffpref.captions.exchange import Reply
 
 _JPEG_QUALITY = 90
 _OURS = ("messages", "model", "n", "stream")
+_DEFAULTS = ("temperature", "max_tokens", "seed")
 
 
 def _url() -> Any:
@@ -80,6 +83,11 @@ class HttpCaptioner:
     max_new_tokens: int = options.new_tokens_option(256)
     temperature: float = options.temperature_option(0.0)
     image_format: str = option("jpeg", choices=("jpeg", "png"), help="how images are sent")
+    detail: str = option(
+        "",
+        choices=("", "auto", "low", "high"),
+        help="how closely the server looks at an image, which decides what it costs; empty: its own default",
+    )
     max_side: int = option(
         1024,
         bounds="[16, inf)",
@@ -106,7 +114,7 @@ class HttpCaptioner:
         results = [Captioned("", options.too_long(prompt)) for prompt in prompts]
         asked = [i for i, result in enumerate(results) if not result.failure]
         bodies = (_body(self, self._content(images[i], prompts[i]), "caption", rows[i]) for i in asked)
-        for i, reply in zip(asked, _endpoint(self).ask(bodies) if asked else (), strict=True):
+        for i, reply in zip(asked, _replies(self, "captioner", bodies) if asked else (), strict=True):
             results[i] = Captioned("", reply.failure) if reply.failure else answers.captioned(reply.text)
         return results
 
@@ -114,9 +122,15 @@ class HttpCaptioner:
         """The model as the server calls it; a server tells no revision."""
         return Provenance("http", self.model, template=self._template.digest, seed=self.seed)
 
+    def before_first_request(self, check: Callable[[], None] | None) -> None:
+        """Call `check` before anything is asked that costs something; it raises UserError."""
+        _endpoint(self, "captioner").before_first_request(check)
+
     def _content(self, image: Image, prompt: str) -> list[dict[str, Any]]:
         text = self._template.fill(prompt=prompt, tokens=self.max_tokens)
         picture = {"url": _data_url(image, self.image_format, self.max_side)}
+        if self.detail:
+            picture["detail"] = self.detail
         return [{"type": "image_url", "image_url": picture}, {"type": "text", "text": text}]
 
     @cached_property
@@ -159,7 +173,7 @@ class HttpPerturber:
             _body(self, self._template.fill(caption=captions[i], level=self.level), "perturb", rows[i])
             for i in asked
         )
-        for i, reply in zip(asked, _endpoint(self).ask(bodies) if asked else (), strict=True):
+        for i, reply in zip(asked, _replies(self, "perturber", bodies) if asked else (), strict=True):
             results[i] = (
                 Perturbed(captions[i], False, failure=reply.failure)
                 if reply.failure
@@ -173,12 +187,16 @@ class HttpPerturber:
             "http", self.model, template=self._template.digest, seed=self.seed, level=self.level
         )
 
+    def reach(self) -> None:
+        """Raise UserError unless the server answers; asks for nothing that costs something."""
+        _endpoint(self, "perturber").reach()
+
     @cached_property
     def _template(self) -> Template:
         return instruction(self.template, self.level)
 
 
-def _endpoint(settings: HttpCaptioner | HttpPerturber) -> Endpoint:
+def _endpoint(settings: HttpCaptioner | HttpPerturber, kind: str) -> Endpoint:
     from diffpref.captions.endpoint import Access, endpoint
 
     return endpoint(
@@ -189,15 +207,32 @@ def _endpoint(settings: HttpCaptioner | HttpPerturber) -> Endpoint:
             settings.timeout,
             settings.retries,
             settings.journal,
+            kind,
         )
     )
+
+
+def _replies(
+    settings: HttpCaptioner | HttpPerturber, kind: str, bodies: Iterable[dict[str, Any]]
+) -> list[Reply]:
+    """The server's replies. kind: "captioner" or "perturber", for its message on fields that it refuses."""
+
+    def without(refused: Sequence[str]) -> str:
+        fields = {name: value for name, value in _extra_fields(settings.extra).items() if name not in refused}
+        fields |= {name: None for name in _DEFAULTS if name in refused}
+        if "max_tokens" in refused and "max_completion_tokens" not in refused:
+            fields = {**fields, "max_completion_tokens": settings.max_new_tokens}
+        text = shlex.quote(json.dumps(fields))
+        return f"give --{kind}.extra {text}" if fields else f"leave out --{kind}.extra"
+
+    return _endpoint(settings, kind).ask(bodies, without)
 
 
 def _check(settings: HttpCaptioner | HttpPerturber) -> None:
     """Raise UserError for an address, key or extra fields that cannot be right."""
     from diffpref.captions.endpoint import Access
 
-    access = Access(settings.url, settings.api_key_env, 1, 1.0, 0, "")
+    access = Access(settings.url, settings.api_key_env, 1, 1.0, 0, "", "")
     _ = access.address
     access.key()
     _extra_fields(settings.extra)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pyarrow as pa
 from PIL import Image
 
+from diffpref.captions.answers import UNREADABLE
 from diffpref.captions.base import Captioner, Perturber, Provenance
 from diffpref.captions.source import Slice
 from diffpref.data.images import ImageError, decode_image
@@ -25,11 +26,13 @@ from diffpref.data.schema import Columns
 Method = Literal["captioning", "perturbation", "hybrid"]
 METHODS: tuple[Method, ...] = get_args(Method)
 NO_PROMPT, BAD_IMAGE, NO_CAPTION, NOT_PERTURBED = "no_prompt", "bad_image", "captioner", "perturber"
+UNREAD = "unreadable_answer"
 REASONS = {
     NO_PROMPT: "without a prompt",
     BAD_IMAGE: "with an image that cannot be decoded",
     NO_CAPTION: "that the captioner failed on",
     NOT_PERTURBED: "that the perturber failed on",
+    UNREAD: "of whose model's answer no caption could be taken",
 }
 """Why a row is left out, and how reports call it."""
 
@@ -146,7 +149,7 @@ def caption(rows: Sequence[Row], captioner: Captioner) -> list[dict[str, Any]]:
         problems = [one.failure or _problem(one.text) for one in both]
         failures = [f"image {side}: {problem}" for side, problem in enumerate(problems) if problem]
         texts = {f"caption_{side}": one.text for side, one in enumerate(both)}
-        made.append(_failed(NO_CAPTION, failures[0]) if failures else _made(**texts))
+        made.append(_failed(_reason(NO_CAPTION, problems), failures[0]) if failures else _made(**texts))
     return made
 
 
@@ -164,7 +167,7 @@ def perturb(
     for i, text, one in zip(asked, before, found, strict=True):
         problem = one.failure or _problem(one.text)
         if problem:
-            after[i] = _failed(NOT_PERTURBED, problem)
+            after[i] = _failed(_reason(NOT_PERTURBED, [problem]), problem)
         else:
             kept = {"before": text} if keep_before else {}
             after[i] = made[i] | {f"caption_{rows[i].loser}": one.text, "changed": one.changed, **kept}
@@ -254,6 +257,12 @@ def _made(**texts: str) -> dict[str, Any]:
 
 def _failed(reason: str, detail: str) -> dict[str, Any]:
     return {**dict.fromkeys(MADE.names), "reason": reason, "detail": detail}
+
+
+def _reason(reason: str, problems: Sequence[str]) -> str:
+    """UNREAD where the first of the problems is an answer that holds no caption, else `reason`."""
+    first = next(problem for problem in problems if problem)
+    return UNREAD if first.startswith(UNREADABLE) else reason
 
 
 def _problem(text: str) -> str:

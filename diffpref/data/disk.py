@@ -44,6 +44,24 @@ def told_when_disk_is_full(
 
 
 @contextlib.contextmanager
+def told_when_refused(what: str, consequence: str) -> Iterator[None]:
+    """Turn the system's other errors with files, which end `what`, into a UserError that names the file.
+
+    "No space left" and errors of connections pass unchanged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.errno or _is_no_room(error) or isinstance(error, ConnectionError | BrokenPipeError):
+            raise
+        raise UserError(
+            f"{what} stopped at an error of the system",
+            why=str(error),
+            fix=f"put it right and run the same command again: {consequence}",
+        ) from error
+
+
+@contextlib.contextmanager
 def told_when_not_writable(place: Path) -> Iterator[None]:
     """Turn the system's refusal to write `place` into a UserError; "no space left" passes unchanged."""
     try:

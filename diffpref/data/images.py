@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
 SCORED_FORMATS: tuple[str, ...] = (*FORMATS, "GIF", "BMP", "TIFF")
+UNLIKE_RGB = ("1", "P", "LA", "RGBA", "CMYK", "YCbCr", "LAB")
+"""Modes in which Pillow resizes otherwise than in RGB; a resized grey image is the same in either order."""
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 8192 x 8192, ample for any diffusion model, 192 MiB as RGB."""
 
@@ -74,17 +76,23 @@ def decode_image(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
 
 def decode_for_scoring(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode image bytes into the 8-bit RGB that the published scorers see: Pillow's `convert("RGB")`.
+    """Decode image bytes into what the published scorers open: an image of which `convert("RGB")` is theirs.
 
-    Unlike in `decode_image` EXIF orientation is ignored and transparency is dropped, so that the colours
-    stored under transparent pixels show: that is what published scores were made from. Palette, grey and
-    CMYK are converted, of an animation the first frame is taken, embedded colour profiles are ignored. One
-    exception: 16-bit grey is scaled to 8 bits, where `convert` makes everything above 255 white.
+    Its mode is that of the file where it matters whether an image is resized before that conversion or after
+    (`UNLIKE_RGB`, see `evaluators.pixels`), else RGB. Unlike in `decode_image` EXIF orientation is ignored,
+    and `convert` drops transparency, so that the colours stored under transparent pixels show: that is what
+    published scores were made from. Of an animation the first frame is taken, embedded colour profiles are
+    ignored. One exception: 16-bit grey is scaled to 8 bits, where `convert` makes everything above 255 white.
 
     Raises ImageError: null, empty, not an image, a format outside SCORED_FORMATS, floating-point pixels (they
     have no defined range), more than `max_pixels`, truncated or damaged.
     """
     return _opened(data, max_pixels, SCORED_FORMATS, _as_stored)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image itself where it is RGB, else Pillow's conversion, which drops transparency."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_size(data: bytes | None) -> tuple[int, int]:
@@ -177,7 +185,9 @@ def _as_stored(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode == "F":
         raise ImageError("floating-point pixels have no defined range")
-    return (_grey_to_8_bits(image) if image.mode.startswith("I") else image).convert("RGB")
+    if image.mode.startswith("I"):
+        image = _grey_to_8_bits(image)
+    return image.copy() if image.mode in UNLIKE_RGB else image.convert("RGB")
 
 
 def _grey_to_8_bits(image: Image.Image) -> Image.Image:

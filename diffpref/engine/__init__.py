@@ -24,8 +24,8 @@ def run_units(
 ) -> None:
     """Make `units`, in this order as far as there is one; progress(n) is called for n more rows done.
 
-    Returns when all are made. Raises UserError: an error of the job (what is under way elsewhere ends, and
-    its files stay), a worker that died, Ray missing or not to be reached.
+    Returns when all are made. Raises UserError or OSError: an error of the job (what is under way elsewhere
+    ends, and its files stay); UserError: a worker that died, Ray missing or not to be reached.
     """
     engine = engine or Engine()
     if not units:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +43,21 @@ class Engine:
         require_engine(self.name)
         if self.workers < 0:
             raise UserError(f"--workers must be at least 0, got {self.workers}")
+
+
+def carried(error: Exception) -> UserError | OSError | None:
+    """What a worker's error is in the process that started it; None for a bug, whose traceback travels.
+
+    Errors of the system, which are told where the run was started, are carried as plain ones: subclasses of
+    libraries may not be picklable. safetensors has the system's number in its text.
+    """
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno:
+        name = None if error.filename is None else str(error.filename)
+        return OSError(error.errno, error.strerror, name)
+    found = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return OSError(int(found[1]), str(error)) if found else None
 
 
 def require_engine(name: str) -> None:

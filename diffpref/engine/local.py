@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
@@ -13,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from diffpref.engine.base import Engine, Job
+from diffpref.engine.base import Engine, Job, carried
 from diffpref.errors import UserError
 
-READY, ROWS, MISTAKE, BUG = range(4)
+READY, ROWS, ERROR, BUG = range(4)
 
 
 def run_local(job: Job, units: Sequence[int], progress: Callable[[int], object], engine: Engine) -> None:
@@ -85,27 +86,36 @@ class _Team:
                 kind, value = self._receive(pipe)
                 if kind == ROWS:
                     progress(value)
-                elif kind == MISTAKE:
+                elif kind == ERROR:
                     raise value
                 elif kind == BUG:
                     raise RuntimeError(f"a worker process failed:\n{value}")
                 elif (unit := next(units, None)) is None:
                     busy.remove(pipe)
                 else:
-                    pipe.send(unit)
+                    self._send(pipe, unit)
 
     def _receive(self, pipe: Connection) -> tuple[int, Any]:
         try:
             message: tuple[int, Any] = pipe.recv()
             return message
         except (EOFError, OSError):
-            process = self._members[pipe]
-            process.join()
-            raise UserError(
-                "a worker process died",
-                why=f"its exit code is {process.exitcode}; -9 is what the system gives when memory runs out",
-                fix="run the same command again, with fewer --workers if memory was short",
-            ) from None
+            raise self._death(pipe) from None
+
+    def _send(self, pipe: Connection, unit: int) -> None:
+        try:
+            pipe.send(unit)
+        except OSError:
+            raise self._death(pipe) from None
+
+    def _death(self, pipe: Connection) -> UserError:
+        process = self._members[pipe]
+        process.join()
+        return UserError(
+            "a worker process died",
+            why=f"its exit code is {process.exitcode}; -9 is what the system gives when memory runs out",
+            fix="run the same command again, with fewer --workers if memory was short",
+        )
 
 
 def _serve(job: Job, device: str, pipe: Connection) -> None:
@@ -114,14 +124,11 @@ def _serve(job: Job, device: str, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent answers it
     try:
         worker = job.start(device)
-        pipe.send((READY, None))
         while True:
+            pipe.send((READY, None))
             for rows in worker(pipe.recv()):
                 pipe.send((ROWS, rows))
-            pipe.send((READY, None))
-    except (EOFError, ConnectionError):
-        return  # the parent is gone, and nobody listens
-    except UserError as error:
-        pipe.send((MISTAKE, error))
-    except BaseException:
-        pipe.send((BUG, traceback.format_exc()))
+    except BaseException as error:
+        known = carried(error) if isinstance(error, Exception) else None
+        with contextlib.suppress(OSError):  # the parent is gone, and nobody listens
+            pipe.send((ERROR, known) if known else (BUG, traceback.format_exc()))

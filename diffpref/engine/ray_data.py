@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from diffpref.engine.base import Engine, Job, Worker
+from diffpref.engine.base import Engine, Job, Worker, carried
 from diffpref.errors import UserError
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -36,6 +36,8 @@ def run_ray(job: Job, units: Sequence[int], progress: Callable[[int], object], e
             **resources,
         )
         for step in steps.iter_rows():
+            if step["errno"]:
+                raise OSError(step["errno"], step["what"], step["why"] or None)
             if step["what"]:
                 raise UserError(step["what"], step["why"], step["fix"])
             progress(step["rows"])
@@ -129,7 +131,7 @@ def _settings(ray: Any) -> Iterator[None]:
 
 
 class _Actor:
-    """Makes one unit a call. A user's mistake comes back as a row: Ray would wrap it in its own errors."""
+    """Makes one unit a call. Errors that are no bugs come back as rows: Ray would wrap them in its own."""
 
     def __init__(self, job: Job, on_gpu: bool) -> None:
         self._job, self._device = job, "cuda:0" if on_gpu else ""
@@ -141,10 +143,17 @@ class _Actor:
             for unit in batch["unit"]:
                 for rows in self._worker(int(unit)):
                     yield _step(rows)
-        except UserError as error:
-            yield _step(0, error)
+        except Exception as error:
+            known = carried(error)
+            if known is None:
+                raise
+            yield _step(0, known)
 
 
-def _step(rows: int, error: UserError | None = None) -> dict[str, list[Any]]:
-    what, why, fix = (error.what, error.why, error.fix) if error else ("", "", "")
-    return {"rows": [rows], "what": [what], "why": [why], "fix": [fix]}
+def _step(rows: int, error: UserError | OSError | None = None) -> dict[str, list[Any]]:
+    what, why, fix, errno = "", "", "", 0
+    if isinstance(error, UserError):
+        what, why, fix = error.what, error.why, error.fix
+    elif error is not None:
+        what, why, errno = str(error.strerror), error.filename or "", error.errno or 0
+    return {"rows": [rows], "what": [what], "why": [why], "fix": [fix], "errno": [errno]}

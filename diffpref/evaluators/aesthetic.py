@@ -32,6 +32,7 @@ class Aesthetic:
     name: str = "aesthetic"
     higher_is_better: bool = True
     needs_prompt: bool = False
+    any_mode: bool = True
     scale: str = "predicted mean rating, 1 to 10 (generated images mostly 5 to 6.5)"
 
     @property
@@ -50,7 +51,7 @@ class Aesthetic:
         return {self.name: Column("Aesthetic", meaning)}
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Scores [N] of RGB images; prompts are not read."""
+        """Scores [N] of images of any mode; prompts are not read."""
         with torch.inference_mode():
             # Row by row: the product of a matrix may round differently with its number of rows.
             rows = [
@@ -76,7 +77,8 @@ def load(runtime: Runtime) -> Aesthetic:
     width = clip.network.width
     head = build_head(width)
     load_state(head, read_state(path), str(path), f"the predictor on vectors of width {width}")
-    return Aesthetic(Clip(clip.network, replace(clip.pixels, fit="crop, round"), clip.text, clip.batch), head)
+    pixels = replace(clip.pixels, fit="crop, round", rgb="last")
+    return Aesthetic(Clip(clip.network, pixels, clip.text, clip.batch), head)
 
 
 def build_head(width: int) -> nn.ModuleDict:

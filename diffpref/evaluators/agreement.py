@@ -34,6 +34,7 @@ class Agreement:
     prefix: str = ""
     higher_is_better: bool = True
     needs_prompt: bool = True
+    any_mode: bool = True
 
     @property
     def version(self) -> str:
@@ -58,7 +59,7 @@ class Agreement:
         }
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Floats:
-        """Scores [N] of RGB images and their prompts; an empty prompt is a text of no words."""
+        """Scores [N] of images of any mode and their prompts; an empty prompt is a text of no words."""
         texts = [self.prefix + prompt for prompt in prompts]
         return self.rescale(self.clip.cosines(images, texts)).astype(np.float32)
 

@@ -46,7 +46,11 @@ class Runtime:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """One way of scoring images. The score of an image never depends on the others of its batch."""
+    """One way of scoring images. The score of an image never depends on the others of its batch.
+
+    An evaluator that sets ``any_mode = True`` gets images in the modes of their files, to resize them before
+    they become RGB as its reference does; all others get RGB.
+    """
 
     name: str
     version: str
@@ -60,7 +64,7 @@ class Evaluator(Protocol):
         ...
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float32]:
-        """Scores [N] of RGB images and their prompts, finite."""
+        """Scores [N] of images and their prompts, finite."""
         ...
 
 

@@ -92,7 +92,8 @@ class Clip:
     batch: int
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Unit vectors [N, D] of RGB images."""
+        """Unit vectors [N, D] of images of any mode."""
+        images = list(_in_threads(self.pixels.read, images))
         keys = list(_in_threads(self._image_key, images))
         size = self.pixels.size
         blank = torch.zeros(3, size, size)

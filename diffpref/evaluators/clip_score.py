@@ -55,7 +55,7 @@ def _jmhessel(clip: Clip, model: str) -> Agreement:
         meaning="how well the image fits the prompt",
         clip=Clip(
             clip.network,
-            replace(clip.pixels, fit="crop, round"),
+            replace(clip.pixels, fit="crop, round", rgb="last"),
             replace(_byte_pairs(clip, "clipscore-jmhessel"), cleaned=True),
             clip.batch,
         ),

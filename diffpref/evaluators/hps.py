@@ -33,7 +33,7 @@ def load(runtime: Runtime, version: Version, antialias: bool) -> Agreement:
     names = [f"{stem}.safetensors", f"{stem}.pt"] if runtime.weights else [f"{stem}.pt"]
     path = find_file(runtime.weights, names, REPOSITORY, f"weights of hps-{version}")
     network = load_checkpoint_network(path, ARCHITECTURE, runtime)
-    pixels = replace(network.pixels, fit="pad" if antialias else "pad, aliased")
+    pixels = replace(network.pixels, fit="pad" if antialias else "pad, aliased", rgb="first")
     filtered = "antialiased resizing" if antialias else "resizing without antialiasing"
     return Agreement(
         name=f"hps-{version}" if antialias else f"hps-{version}-aliased",

@@ -103,6 +103,7 @@ class ImageReward:
     name = "image-reward"
     higher_is_better = True
     needs_prompt = True
+    any_mode = True
     scale = "reward, about -2 to 2; 0 and 1 are mean and standard deviation over the authors' images"
 
     def __init__(self, network: Network, tokenizer: Any, runtime: Runtime) -> None:
@@ -112,7 +113,7 @@ class ImageReward:
         self.pair_rows = min(CPU_PAIRS, runtime.batch) if on_cpu else runtime.batch
         self.version = with_dtype(VERSION, runtime.dtype)
         self.tokenizer = tokenizer
-        self.pixels = Pixels(network.side, "crop, round")
+        self.pixels = Pixels(network.side, "crop, round", rgb="last")
         self.fingerprint = fingerprint(
             {
                 "evaluator": self.name,
@@ -179,7 +180,7 @@ class ImageReward:
         return found["input_ids"], found["attention_mask"]
 
     def _features(self, images: Sequence[tuple[Hashable, Image.Image]]) -> Tensor:
-        """[N, patches + 1, width] of RGB images, each with its `content`; known ones from memory."""
+        """[N, patches + 1, width] of images, each with its `content`; known ones from memory."""
         found = {key: self._known[key] for key, _ in images if key in self._known}
         new = {key: image for key, image in images if key not in found}
         for start in range(0, len(new), self.image_rows):

@@ -188,4 +188,5 @@ def _pixels(settings: Mapping[str, Any]) -> Pixels:
             why=f"size {side}, resize mode {mode!r}, interpolation {resample!r}",
             fix=f"supported are squares, {' and '.join(_FITS)}, bicubic and bilinear",
         )
-    return Pixels(sides.pop(), _FITS[mode], tuple(settings["mean"]), tuple(settings["std"]), resample)
+    mean, std = tuple(settings["mean"]), tuple(settings["std"])
+    return Pixels(sides.pop(), _FITS[mode], mean, std, resample, rgb="last")

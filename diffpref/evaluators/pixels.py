@@ -1,8 +1,9 @@
 """How an image becomes the input of a CLIP network, exactly as the reference implementations do it.
 
 Equal pixel for pixel to what they compute with transformers' Pillow processor or with torchvision, and made
-with Pillow and torch alone. References differ where an odd margin is cropped (one pixel) and in padding or
-cropping what is not square; both change scores, so the rule is part of every fingerprint.
+with Pillow and torch alone. References differ where an odd margin is cropped (one pixel), in padding or
+cropping what is not square, and in resizing a file's own pixels (a palette, say) before or after they become
+RGB; all change scores, so the rule is part of every fingerprint.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+
+from diffpref.data.images import as_rgb
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,7 +42,9 @@ class Pixels:
     - ``pad``: longest side to ``size`` on float pixels, then zeros (black) around before normalising (HPS);
       ``aliased``: without the antialiasing filter, as torchvision before 0.17 resized tensors.
 
-    mean, std: of the channels, of values in 0..1.
+    mean, std: of the channels, of values in 0..1. rgb: whether an image becomes RGB before it is resized
+    (transformers, HPS) or after (torchvision's transforms of OpenAI's CLIP, open_clip and ImageReward, which
+    resize palettes and 1-bit images to the nearest pixel and weigh colours with their opacity).
     """
 
     size: int = 224
@@ -47,24 +52,31 @@ class Pixels:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     resample: Literal["bicubic", "bilinear"] = "bicubic"
+    rgb: Literal["first", "last"] = "first"
+
+    def read(self, image: Image.Image) -> Image.Image:
+        """The image as the rule begins with it."""
+        return image if self.rgb == "last" else as_rgb(image)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """float32 [3, size, size] of an RGB image."""
+        """float32 [3, size, size] of an image of any mode."""
+        image = self.read(image)
         if self.fit in ("pad", "pad, aliased"):
             square = self._padded(image)
         else:
-            square = _as_float(self._resized(image))
+            square = _as_float(as_rgb(self._resized(image)))
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return square.sub_(mean).div_(std)
 
     def plan(self, size: tuple[int, int]) -> tuple[Any, ...]:
-        """What is done to an image of (width, height): equal plans give equal inputs for equal images."""
+        """What is done to a read image of (width, height): equal plans give equal inputs for equal images."""
         steps: Any = self.fit if self.fit.startswith("pad") else self._steps(size)
         return (self.size, steps, self.mean, self.std, self.resample)
 
     def describe(self) -> dict[str, Any]:
-        """As plain values, for fingerprints."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """As plain values, for fingerprints; "first" is left out, as before there was another."""
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return {name: value for name, value in values.items() if value != "first"}
 
     def _steps(self, size: tuple[int, int]) -> tuple[tuple[int, int], Box]:
         """Width and height to resize to, and the box to cut out of that."""
@@ -106,7 +118,8 @@ class Pixels:
 
 def content(image: Image.Image) -> Hashable:
     """The same for images with the same pixels, in practice for no others."""
-    return image.mode, image.size, hashlib.sha256(image.tobytes()).digest()
+    palette = tuple(image.getpalette() or ()) if image.mode == "P" else ()
+    return image.mode, image.size, palette, hashlib.sha256(image.tobytes()).digest()
 
 
 def distinct(items: Sequence[Hashable]) -> tuple[list[int], list[int]]:

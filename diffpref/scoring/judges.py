@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from diffpref.data.images import as_rgb
 from diffpref.errors import UserError
 from diffpref.evaluators import DetailedEvaluator, Evaluator, Runtime
 from diffpref.paths import atomic_write_bytes, fingerprint
@@ -64,8 +65,10 @@ class Judge:
     def evaluate(
         self, images: Sequence[Image.Image], prompts: Sequence[str], names: Sequence[str]
     ) -> dict[str, list[Any]]:
-        """Score and details by column. names: of the images, for messages. Raises UserError for a score that
-        is not finite."""
+        """Score and details by column. images: as `decode_for_scoring` gives them. names: of the images, for
+        messages. Raises UserError for a score that is not finite."""
+        if not getattr(self.evaluator, "any_mode", False):
+            images = [as_rgb(image) for image in images]
         details: dict[str, Any] = {}
         if isinstance(self.evaluator, DetailedEvaluator):
             scores, details = self.evaluator.explain(images, prompts)

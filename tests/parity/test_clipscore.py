@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 from pathlib import Path
 
 import ftfy
@@ -13,8 +14,10 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from diffpref.data.images import decode_for_scoring
 from diffpref.evaluators import EVALUATORS, Runtime
-from tests.clips import LONG, SIDE, TEXTS, pictures, write_hf_clip
+from diffpref.scoring.judges import Judge
+from tests.clips import LONG, MODES, SIDE, TEXTS, file_of, picture, pictures, write_hf_clip
 
 IMAGES, PROMPTS = zip(*[(image, text) for image in pictures() for text in TEXTS], strict=True)
 CROP = {"height": SIDE, "width": SIDE}
@@ -58,8 +61,8 @@ def openai_pixels(image: Image.Image) -> torch.Tensor:
     else:
         width, height = int(SIDE * width / height), SIDE
     left, top = round((width - SIDE) / 2.0), round((height - SIDE) / 2.0)
-    small = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
-    values = small[top : top + SIDE, left : left + SIDE] / 255
+    small = image.resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
+    values = np.asarray(small, np.float64)[top : top + SIDE, left : left + SIDE] / 255
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1)).float()
 
@@ -83,6 +86,34 @@ def test_jmhessel(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> N
         expected.append(2.5 * np.clip(np.sum(image_vector(model, openai_pixels(image)) * words), 0, None))
     assert min(expected) == 0 < max(expected)
     assert difference("clipscore-jmhessel", folder, expected) < 1e-5
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "I;16"])
+def test_files_that_are_not_rgb(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, mode: str) -> None:
+    """CLIPScore's authors resize what the file holds and convert the result; transformers converts first."""
+    data, prompt = file_of(mode), TEXTS[0]
+    opened = Image.open(io.BytesIO(data))
+    words = unit(text_vector(model, openai_tokens(tokenizer, f"A photo depicts {prompt}")))
+    stored, converted = (
+        2.5 * max(0.0, float(image_vector(model, openai_pixels(image)) @ words))
+        for image in (opened, opened.convert("RGB"))
+    )
+    metric = EVALUATORS["clipscore-jmhessel"](Runtime(str(folder)))
+    judged = Judge(metric, Runtime(str(folder)), 1).evaluate([decode_for_scoring(data)], [prompt], ["it"])
+    assert judged["clipscore-jmhessel"][0] == pytest.approx(stored, abs=1e-6)
+    assert (abs(stored - converted) > 1e-4) == (mode in ("1", "P", "LA", "RGBA"))
+    plain = EVALUATORS["clipscore"](Runtime(str(folder)))
+    assert plain.score([decode_for_scoring(data)], [prompt]) == plain.score([opened.convert("RGB")], [prompt])
+
+
+def test_two_palettes_of_the_same_numbers_are_two_images(folder: Path) -> None:
+    """Vectors are remembered by content."""
+    first = picture(96, 96).quantize(16)
+    second = first.copy()
+    second.putpalette(bytes(reversed(first.getpalette())))
+    metric = EVALUATORS["clipscore-jmhessel"](Runtime(str(folder)))
+    both = metric.score([first, second], [TEXTS[0]] * 2)
+    assert abs(both[0] - both[1]) > 1e-4
 
 
 def test_raw_cosine(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:

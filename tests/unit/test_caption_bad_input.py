@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import resource
 import subprocess
 import sys
 
@@ -15,9 +17,10 @@ from diffpref.captions import RulePerturber
 from diffpref.captions.build import CaptionOptions, caption
 from diffpref.cli import main
 from diffpref.config import ColumnsConfig
+from diffpref.engine import Engine
 from diffpref.errors import UserError
 from tests.caption_backends import ColourCaptioner, write_pairs
-from tests.pair_files import row, write
+from tests.pair_files import RED, row, write
 
 
 def error(pairs, out, method="perturbation", **options) -> str:
@@ -33,6 +36,35 @@ def error(pairs, out, method="perturbation", **options) -> str:
 def told(capsys, *arguments) -> str:
     assert main(["caption", *map(str, arguments)]) == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk(tmp_path, workers):
+    """The largest file that may be written is one that settings.json fits into and a part does not."""
+    pairs = write(tmp_path / "a.parquet", [row(jpg_0=RED + os.urandom(50_000)) for _ in range(9)])
+    options = ("--pairs", pairs, "--method", "perturbation", "--rows-per-file", 3, "--workers", workers)
+    done = subprocess.run(
+        [sys.executable, "-m", "diffpref", "caption", *map(str, options), "--out", tmp_path / "out"],
+        capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "error: no room on the disk while writing the captions" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_the_system_refuses(tmp_path, workers):
+    pairs = write_pairs(tmp_path / "a.parquet", 4)
+    out, options = tmp_path / "out", {"rows_per_file": 2, "engine": Engine(workers=workers)}
+    caption(str(pairs), out, CaptionOptions("perturbation", perturber=RulePerturber(), rows_per_file=2))
+    for name in ("part-00001.parquet", "report.json"):
+        (out / name).unlink()
+    (out / ".part-00001.captions.jsonl").mkdir()
+    said = error(pairs, out, **options)
+    assert "stopped at an error of the system" in said
+    assert ".part-00001.captions.jsonl" in said
 
 
 BASE = ("--pairs", "tiny:pairs/train.parquet", "--out", "never-made", "--replace")

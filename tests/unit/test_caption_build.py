@@ -229,7 +229,13 @@ def test_rows_that_fail_are_left_out_counted_and_named(tmp_path):
     options = {"captioner": captioner, "max_failed_share": 0.2, "rows_per_file": 7}
     report, found = run(pairs, tmp_path / "out", "hybrid", **options)
     assert [r["caption"] for r in found] == [f"prompt {n}" for n in range(30) if n not in (3, 9, 12, 20)]
-    assert report["dropped"] == {"no_prompt": 2, "bad_image": 1, "captioner": 1, "perturber": 0}
+    assert report["dropped"] == {
+        "no_prompt": 2,
+        "bad_image": 1,
+        "captioner": 1,
+        "perturber": 0,
+        "unreadable_answer": 0,
+    }
     assert [(bad["row"], bad["reason"]) for bad in report["bad_rows"]] == [
         ("p.parquet row 3", "no_prompt"), ("p.parquet row 9", "no_prompt"),
         ("p.parquet row 12", "bad_image"), ("p.parquet row 20", "captioner"),

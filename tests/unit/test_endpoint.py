@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import logging
+import shlex
+import socket
 import threading
 import time
 import traceback
@@ -139,8 +141,6 @@ def test_a_server_that_dribbles_is_cut_off_at_the_timeout():
                     return
                 time.sleep(0.05)
 
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=drip, args=(listening,), daemon=True).start()
         server = ChatServer()
@@ -260,10 +260,147 @@ def test_refusals_are_failures_of_one_picture():
 
 
 def test_a_server_that_refuses_everything_stops_the_run_early():
-    refusal = Act("", status=400, raw=b'{"error": "unknown field seed"}')
-    with serving(lambda _: refusal) as server, pytest.raises(UserError, match="unknown field seed"):
+    refusal = Act("", status=400, raw=b'{"error": "no images here"}')
+    with serving(lambda _: refusal) as server, pytest.raises(UserError, match="no images here"):
         run(server, 40, concurrency=2)
     assert len(server.asked) < 15
+
+
+def openai(name: str, message: str, code: str) -> tuple[int, dict]:
+    error = {"message": message, "type": "invalid_request_error", "param": name, "code": code}
+    return 400, {"error": error}
+
+
+REFUSED_FIELDS = {
+    "OpenAI, another name": ("max_tokens", *openai(
+        "max_tokens", "Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' instead.", "unsupported_parameter")),
+    "OpenAI, another value": ("temperature", *openai(
+        "temperature", "Unsupported value: 'temperature' does not support 0 with this model. "
+        "Only the default (1) value is supported.", "unsupported_value")),
+    "OpenAI, long ago": ("seed", 400, {"error": {
+        "message": "Unrecognized request argument supplied: seed", "type": "invalid_request_error"}}),
+    "pydantic": ("seed", 422, {"detail": [
+        {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}),
+    "pydantic in text": ("seed", 400, {"object": "error", "message":
+        "[{'type': 'extra_forbidden', 'loc': ('body', 'seed'), 'msg': 'Extra inputs are not permitted'}]"}),
+    "Google": ("seed", 400, {"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
+        'Invalid JSON payload received. Unknown name "seed": Cannot find field.'}}),
+    "Google in a list": ("seed", 400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}]),
+    "plain": ("seed", 400, {"error": "unknown field seed"}),
+    "llama.cpp": ("max_tokens", 500, {"error": {"code": 500, "message": "Unsupported param: max_tokens"}}),
+    "Anthropic": ("seed", 400, {"error": {"message": "seed: Extra inputs are not permitted"}}),
+    "JSON schema": ("seed", 400, {"error": "Additional properties are not allowed ('seed' was unexpected)"}),
+    "Python": ("seed", 500, {"error": "create() got an unexpected keyword argument 'seed'"}),
+    "in other words": ("seed", 400, {"message": "This model does not accept the parameter seed."}),
+    "invalid": ("max_tokens", 400, {"error": {"message": "Invalid parameter: max_tokens"}}),
+    "not there": ("seed", 501, {"message": "seed is not implemented"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED_FIELDS)
+def test_a_field_that_a_server_refuses_is_named_with_the_option_that_leaves_it_out(case):
+    """And that option works: it is taken from the message, as a user would."""
+    field, status, answer = REFUSED_FIELDS[case]
+    refusal = Act("", status=status, raw=json.dumps(answer).encode())
+
+    def plan(question: Question) -> Act:
+        return refusal if field in question.body else Act(answer_of(question))
+
+    extra = '{"top_k": 5}'
+    with serving(plan) as server:
+        with pytest.raises(UserError, match=f"does not take {field}") as raised:
+            run(server, 20, concurrency=1, extra=extra)
+        assert len(server.asked) == 1
+        given = shlex.split(raised.value.fix.partition(";")[0])
+        assert given[:2] == ["give", "--captioner.extra"]
+        results = run(server, 20, extra=given[2])
+        assert all(result.text for result in results)
+        (body,) = {json.dumps(dict(q.body, messages=0)) for q in server.asked[1:]}
+    added = {"max_completion_tokens": 256} if field == "max_tokens" else {}
+    sent = {"model": "tiny", "temperature": 0.0, "max_tokens": 256, "seed": 0, "top_k": 5, **added}
+    assert json.loads(body) == {name: value for name, value in sent.items() if name != field} | {
+        "messages": 0
+    }
+
+
+def test_fields_refused_one_after_the_other_and_one_of_the_users_own():
+    def plan(question: Question) -> Act:
+        for name in ("seed", "max_tokens", "max_completion_tokens", "top_k"):
+            if name in question.body:
+                return Act("", status=400, raw=json.dumps({"error": f"unknown field {name}"}).encode())
+        return good(question)
+
+    extra = '{"top_k": 5}'
+    with serving(plan) as server:
+        perturb = {"url": server.url, "model": "tiny", "max_new_tokens": 99}
+        seen = []
+        for _ in range(4):
+            with pytest.raises(UserError) as raised:
+                PERTURBERS["http"](extra=extra, **perturb)(["a dog"], [0])
+            extra = shlex.split(raised.value.fix.partition(";")[0])[2]
+            seen.append(json.loads(extra))
+        (result,) = PERTURBERS["http"](extra=extra, **perturb)(["a dog"], [0])
+    assert "--perturber.extra" in raised.value.fix
+    assert result.changed
+    assert seen[1] == {"top_k": 5, "seed": None, "max_tokens": None, "max_completion_tokens": 99}
+    assert seen[3] == {"seed": None, "max_tokens": None}
+
+
+ROWS_OWN = [
+    "'max_tokens' is too large: 256. This model's maximum context length is 2048 tokens and your request has "
+    "1900 input tokens",
+    "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4744 in the "
+    "messages, 256 in the completion). Please reduce the length of the messages or completion.",
+    "The picture is not supported. No seed was tried",
+    "A sunflower seed: this prompt is not allowed",
+    "unknown error",
+    "max_tokens must be at least 1, got -30",
+    "The seed of an unknown plant is not allowed in pictures",
+]
+
+
+@pytest.mark.parametrize("message", ROWS_OWN)
+def test_what_concerns_one_row_is_no_refused_field(message):
+    def plan(question: Question) -> Act:
+        raw = json.dumps({"error": {"message": message, "code": 400}}).encode()
+        return Act("", status=400, raw=raw) if len(server.asked) == 2 else good(question)
+
+    with serving(plan) as server:
+        results = run(server, 3, concurrency=1)
+    assert [bool(result.failure) for result in results] == [False, True, False]
+
+
+@pytest.mark.parametrize("detail", ["", "low", "high"])
+def test_how_closely_the_server_is_to_look(detail):
+    with serving() as server:
+        run(server, 1, detail=detail)
+    picture = server.asked[0].body["messages"][0]["content"][0]["image_url"]
+    assert picture.get("detail", "") == detail
+    assert set(picture) == ({"url", "detail"} if detail else {"url"})
+    with pytest.raises(UserError, match=r"captioner\.detail"):
+        run(server, 1, detail="close")
+
+
+def test_a_server_is_reached_without_being_asked_for_an_answer(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with serving() as server:
+        perturb = PERTURBERS["http"](url=server.url, model="m", retries=1, api_key_env="SOME_KEY")
+        for status, body in [(200, b"[]"), (404, b"<html>"), (501, b""), (403, b""), (302, b""), (503, b"")]:
+            server.list_of_models = status, body
+            perturb.reach()
+        server.list_of_models = 401, b'{"error": {"message": "Missing scopes: api.model.read"}}'
+        perturb.reach()  # a key that is good for answers alone
+        assert server.asked == []
+        assert server.knocks == 7
+        server.list_of_models = 401, b'{"error": {"message": "no such key ' + KEY.encode() + b'"}}'
+        with pytest.raises(UserError, match=r"no such key \[key\]"):
+            perturb.reach()
+    with pytest.raises(UserError, match=r"does not answer(?s:.*)2 tries"):
+        perturb.reach()
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections and says nothing
+        place = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        PERTURBERS["http"](url=place, model="m", timeout=0.2).reach()
 
 
 def test_an_answer_cut_at_the_limit_ends_with_a_sentence():

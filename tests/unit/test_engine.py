@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -35,6 +36,27 @@ def test_a_mistake_of_the_user_arrives_as_it_was_raised(tmp_path, name):
     assert (caught.value.what, caught.value.why, caught.value.fix) == (
         "what happened", "why it did", "what to do",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["processes", "ray"])
+@pytest.mark.parametrize(
+    ("failure", "number", "file"),
+    [
+        ("full", errno.ENOSPC, "unit-2"),
+        ("refused", errno.EROFS, "unit-2"),
+        ("full, says safetensors", errno.ENOSPC, None),
+    ],
+)
+def test_an_error_of_the_system_arrives_with_its_number_and_file(tmp_path, name, failure, number, file):
+    with pytest.raises(OSError, match=r"space left|Read-only") as caught:
+        run_units(Squares(tmp_path, 2, failure), [1, 2], lambda rows: None, ENGINES[name])
+    assert (caught.value.errno, caught.value.filename) == (number, file)
+
+
+@pytest.mark.parametrize(("failure", "kind"), [("reset", "ConnectionResetError"), ("end", "EOFError")])
+def test_what_a_pipe_could_raise_is_a_bug_where_the_job_raises_it(tmp_path, failure, kind):
+    with pytest.raises(RuntimeError, match=f"(?s)a worker process failed.*{kind}"):
+        run_units(Squares(tmp_path, 2, failure), [1, 2], lambda rows: None, ENGINES["processes"])
 
 
 @pytest.mark.parametrize("name", ["processes", "ray"])

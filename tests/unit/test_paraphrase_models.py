@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from diffpref.captions import PERTURBERS, Perturbed
-from diffpref.captions.dipper import DIPPER, DipperPerturber
+from diffpref.captions.dipper import DIPPER, DipperPerturber, _Work
 from diffpref.errors import UserError
 from diffpref.language_models import loading
 from tests import caption_models
@@ -66,7 +66,8 @@ def test_what_has_no_words_stays(folders, name):
 
 @pytest.mark.parametrize(("level", "code"), [("weak", 60), ("medium", 40), ("strong", 20)])
 def test_dipper_reads_what_its_authors_give_it(folders, monkeypatch, level, code):
-    """Codes of likeness; three sentences at a time, after what became of those before."""
+    """Codes of likeness, DCPO's instruction, then three sentences at a time after what became of those
+    before: what the release of DCPO (arXiv 2502.06023) passes to DIPPER as prefix and text."""
     seen = []
     fill = type(perturber(folders, "dipper")._template).fill
 
@@ -76,7 +77,7 @@ def test_dipper_reads_what_its_authors_give_it(folders, monkeypatch, level, code
 
     monkeypatch.setattr(type(perturber(folders, "dipper")._template), "fill", watched)
     (result,) = perturber(folders, "dipper", level=level)([f"  {LONG}\n"], [0])
-    head = f"lexical = {code}, order = 100"
+    head = f"lexical = {code}, order = 100 Paraphrase and perturb the following image caption."
     assert seen[0] == f"{head} <sent> A dog runs. It is red! A cat sits. </sent>"
     first = seen[1].removeprefix(f"{head} ").partition(" <sent> ")[0]
     assert first
@@ -84,6 +85,18 @@ def test_dipper_reads_what_its_authors_give_it(folders, monkeypatch, level, code
     assert seen[1] == f"{head} {first} <sent> It said “no.” (Snow) falls. Is it 3 pm? </sent>"
     assert seen[2].startswith(f"{head} {first} ")
     assert seen[2].endswith("<sent> Yes. Night comes. </sent>")
+    second = seen[2].removeprefix(f"{head} {first} ").partition(" <sent> ")[0]
+    assert result.text.startswith(f"{first} {second}")
+
+
+def test_the_instruction_stays_where_context_must_go(folders):
+    """Of what was rewritten the oldest is left out where the model reads no more, the instruction never."""
+    perturb = perturber(folders, "dipper", sentences=1)
+    item = _Work(0, ["First one.", "Second one.", "A third."], 0, done=["word " * 400, "near " * 60])
+    read = perturb._tokenizer.decode(perturb._ids(item, 2))
+    assert "word" not in read
+    assert "near near" in read
+    assert "100 Paraphrase and perturb the following image caption. near" in read
 
 
 def test_dipper_itself_is_the_default_and_has_its_settings():

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpref.data.images import ImageError, decode_for_scoring
+from diffpref.data.images import ImageError, as_rgb, decode_for_scoring
+from diffpref.evaluators.base import Runtime
+from diffpref.evaluators.pixels import Pixels
+from diffpref.scoring.judges import Judge
+from tests.clips import MODES, file_of
+from tests.evaluators import SmallNet
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 4), dtype=np.uint8)
 
@@ -20,9 +25,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def pixels(data: bytes) -> np.ndarray:
-    image = decode_for_scoring(data)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    return np.asarray(as_rgb(decode_for_scoring(data)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
@@ -39,6 +42,33 @@ def test_transparency_is_dropped_and_the_colours_under_it_show() -> None:
     palette = Image.fromarray(NOISE[..., :3]).quantize(8)
     shown = np.asarray(palette.convert("RGB"))
     assert (pixels(encoded(palette, "PNG", transparency=0)) == shown).all()
+
+
+def shrunk(image: Image.Image, rgb: str) -> list[int]:
+    """RGB of an image resized to one pixel."""
+    value = Pixels(1, "squash", (0.0,) * 3, (1.0,) * 3, rgb=rgb)(image)
+    return [round(255 * channel) for channel in value.flatten().tolist()]
+
+
+def test_what_is_resized_before_it_is_rgb_and_what_after() -> None:
+    """Halves of red and green: opacity weighs them, palettes and 1-bit images give the nearest pixel."""
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 255))
+    clear.paste((0, 255, 0, 0), (1, 0, 2, 2))
+    assert (shrunk(clear, "last"), shrunk(clear, "first")) == ([255, 0, 0], [128, 128, 0])
+    palette = clear.convert("RGB").quantize(2)
+    assert (shrunk(palette, "last"), shrunk(palette, "first")) == ([0, 255, 0], [128, 128, 0])
+    bits = Image.new("1", (2, 2), 0)
+    bits.putpixel((1, 1), 1)  # the nearest to the middle, from the right and below
+    assert (shrunk(bits, "last"), shrunk(bits, "first")) == ([255] * 3, [64] * 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_evaluators_get_rgb_unless_they_take_any_mode(mode: str) -> None:
+    image = decode_for_scoring(file_of(mode))
+    assert image.mode == ("RGB" if mode in ("L", "I;16") else mode)
+    network, runtime = SmallNet(Runtime()), Runtime()
+    judged = Judge(network, runtime, 1).evaluate([image], ["a"], ["it"])
+    assert judged["smallnet"][0] == network.score([image.convert("RGB")], ["a"])[0]
 
 
 def test_orientation_of_exif_is_ignored() -> None:

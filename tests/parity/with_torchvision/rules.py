@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -9,10 +12,11 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
+from diffpref.data.images import decode_for_scoring
 from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD, Pixels
 from diffpref.evaluators.texts import BytePairs
 from diffpref.families.miniature import clip_tokenizer
-from tests.clips import SIDE, SIZES, TEXTS, picture
+from tests.clips import MODES, SIDE, SIZES, TEXTS, file_of, picture
 
 every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 every_side = pytest.mark.parametrize("side", [SIDE, 224])
@@ -28,6 +32,24 @@ def test_openais_crop(size, side):
     )
     image = picture(*size)
     assert torch.equal(Pixels(side, "crop, round")(image), reference(image))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_files_that_are_not_rgb(mode):
+    """OpenAI's and open_clip's transforms resize what the file holds; transformers and HPS convert first."""
+    data = file_of(mode)
+    stored, opened = decode_for_scoring(data), Image.open(io.BytesIO(data))
+    if mode == "I;16":  # the one difference: in all of them nearly every pixel would be white
+        opened = Image.fromarray((np.asarray(opened) // 257).astype(np.uint8))
+    for resize in (transforms.Resize(SIDE, BICUBIC), transforms.Resize((SIDE, SIDE), BICUBIC)):
+        fit = "crop, round" if resize.size == SIDE else "squash"
+        before, after = [resize, transforms.CenterCrop(SIDE)], [transforms.ToTensor(), normalize]
+        reference = transforms.Compose([*before, lambda image: image.convert("RGB"), *after])
+        assert torch.equal(Pixels(SIDE, fit, rgb="last")(stored), reference(opened))
+        assert torch.equal(Pixels(SIDE, fit)(stored), reference(opened.convert("RGB")))
+    ours = Pixels(SIDE, "crop, round", rgb="last")(stored)
+    theirs = open_clip.image_transform(SIDE, is_train=False, mean=OPENAI_MEAN, std=OPENAI_STD)
+    assert torch.equal(ours, theirs(opened))
 
 
 @every_size
