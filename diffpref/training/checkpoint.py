@@ -2,12 +2,13 @@
 hashes.
 
 Written into a staged folder beside, flushed, the manifest last, then one rename; older ones are removed only
-after that. Whatever moment a kill chooses, the newest checkpoint that `latest` accepts is complete.
+after that, under another name. Whatever moment a kill chooses, the newest checkpoint is complete, and a
+step-N that is not was damaged by something else: it is told and set aside, never removed.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import re
@@ -20,13 +21,17 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffpref.data.disk import told_when_disk_is_full
+from diffpref.data.disk import told_when_disk_is_full, told_when_refused
 from diffpref.data.tensors import save_tensors
+from diffpref.errors import UserError
 from diffpref.paths import atomic_write_text, sha256_file, sync_folder
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-STAGED = ".staged-"
+STAGED, REMOVED = ".staged-", ".removed-"
+DAMAGED = "damaged-"
+_IS_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+"""Errors that say what is on the disk; all others say that the disk could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,18 @@ class Checkpoints:
     ) -> Checkpoint:
         """Write groups of tensors and a JSON state as step-N, then drop the oldest beyond `keep`.
 
-        Raises UserError when the disk is full: the staged folder is removed, earlier checkpoints are
-        untouched.
+        Raises UserError when the disk is full or refuses: the staged folder is removed, earlier checkpoints
+        are untouched.
         """
         target, staged = self.folder / f"step-{step}", self.folder / f"{STAGED}{step}"
+        earlier = self._by_step()
+        kept = f"{earlier[0].path.name} is intact" if earlier else "there is no earlier checkpoint"
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            with told_when_disk_is_full(f"checkpoint {target}", "the previous checkpoint is intact"):
+            with (
+                told_when_refused(f"checkpoint {target}", kept),
+                told_when_disk_is_full(f"checkpoint {target}", kept),
+            ):
                 staged.mkdir(parents=True)
                 for name, group in tensors.items():
                     save_tensors(staged / f"{name}.safetensors", group)
@@ -78,34 +88,46 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             raise
         if target.exists():
-            _remove(target)  # a broken one of the same step: a whole one would have been resumed from
+            self.set_aside(target)
         os.rename(staged, target)
         sync_folder(self.folder)
-        self._rotate()
+        for checkpoint in [one for one in self._by_step() if one.step <= step][self.keep :]:
+            _remove(checkpoint.path)
         return Checkpoint(target, step)
 
-    def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint; those with missing, short or changed files are passed over."""
+    def survey(self) -> tuple[Checkpoint | None, dict[Path, str]]:
+        """The newest complete checkpoint, and what is wrong with each newer one that is passed over.
+
+        Raises UserError when the disk cannot be read, which says nothing about what is on it.
+        """
+        faults: dict[Path, str] = {}
         for checkpoint in self._by_step():
-            if _is_whole(checkpoint.path):
-                return checkpoint
-        return None
+            fault = _fault(checkpoint.path)
+            if not fault:
+                return checkpoint, faults
+            faults[checkpoint.path] = fault
+        return None, faults
+
+    def latest(self) -> Checkpoint | None:
+        """The newest complete checkpoint."""
+        return self.survey()[0]
 
     def clean(self) -> None:
         """Remove what a kill left behind: staged folders, and folders whose removal had begun."""
-        if not self.folder.is_dir():
-            return
-        for path in self.folder.iterdir():
-            if path.name.startswith(STAGED) or (
-                path.name.startswith("step-") and not (path / MANIFEST).exists()
-            ):
-                shutil.rmtree(path, ignore_errors=True)
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith((STAGED, REMOVED)):
+                    shutil.rmtree(path, ignore_errors=True)
 
-    def drop_after(self, step: int) -> None:
-        """Remove checkpoints beyond `step`: broken ones, which would hide the run's progress from here on."""
-        for checkpoint in self._by_step():
-            if checkpoint.step > step:
-                _remove(checkpoint.path)
+    def set_aside(self, path: Path) -> Path:
+        """Rename a damaged checkpoint so that it is none any more; returns its new path."""
+        place, number = path.with_name(f"{DAMAGED}{path.name}"), 1
+        while os.path.lexists(place):
+            number += 1
+            place = path.with_name(f"{DAMAGED}{path.name}-{number}")
+        os.rename(path, place)
+        sync_folder(self.folder)
+        return place
 
     def _by_step(self) -> list[Checkpoint]:
         if not self.folder.is_dir():
@@ -114,30 +136,41 @@ class Checkpoints:
         checkpoints = [Checkpoint(path, int(match[1])) for match, path in found if match]
         return sorted(checkpoints, key=lambda checkpoint: -checkpoint.step)
 
-    def _rotate(self) -> None:
-        for checkpoint in self._by_step()[self.keep :]:
-            _remove(checkpoint.path)
-
 
 def _entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _is_whole(folder: Path) -> bool:
+def _fault(folder: Path) -> str:
+    """What is wrong with a checkpoint, "" when it is whole. Raises UserError when it cannot be read."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         # sizes first: hashing gigabytes to find a short file would be a waste
-        if any((folder / name).stat().st_size != entry["size"] for name, entry in files.items()):
-            return False
-        return STATE in files and all(
-            sha256_file(folder / name) == entry["sha256"] for name, entry in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        for name, entry in files.items():
+            size = (folder / name).stat().st_size
+            if size != entry["size"]:
+                return f"{name} has {size} bytes instead of {entry['size']}"
+        if STATE not in files:
+            return f"{MANIFEST} does not name {STATE}"
+        changed = [name for name, entry in files.items() if sha256_file(folder / name) != entry["sha256"]]
+        return f"other bytes than were saved in {', '.join(changed)}" if changed else ""
+    except OSError as error:
+        if error.errno not in _IS_DAMAGE:
+            raise UserError(
+                f"cannot read the checkpoint {folder}",
+                why=str(error),
+                fix="see to the disk or the permissions and start again; nothing was changed",
+            ) from error
+        if not folder.is_dir():
+            return "it is no folder"
+        return f"{Path(error.filename or folder).name} is missing"
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, its manifest first, so that a kill in between leaves nothing that looks whole."""
-    with contextlib.suppress(FileNotFoundError):
-        (folder / MANIFEST).unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a checkpoint under another name: a kill in between leaves nothing that looks like one."""
+    place = folder.with_name(f"{REMOVED}{folder.name}")
+    shutil.rmtree(place, ignore_errors=True)
+    os.rename(folder, place)
+    shutil.rmtree(place, ignore_errors=True)

@@ -27,7 +27,7 @@ class FrozenCopy:
     it."""
 
     def __init__(self, unet: nn.Module) -> None:
-        # It is frozen because nothing updates it. Its weights keep the policy's requires_grad: torch picks the
+        # It is frozen since nothing updates it. Its weights keep the policy's requires_grad: torch picks the
         # kernel of a product by that flag, and another kernel rounds otherwise.
         self.unet = copy.deepcopy(unet)
 

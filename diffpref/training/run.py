@@ -21,6 +21,7 @@ from diffpref.errors import UserError
 from diffpref.families import Family, find_model
 from diffpref.families.loading import unet_skeleton
 from diffpref.objectives import OBJECTIVES
+from diffpref.training.checkpoint import Checkpoint
 from diffpref.training.export import export_model
 from diffpref.training.hub import check_hub, push
 from diffpref.training.policy import check_targets, prepare_unet
@@ -58,23 +59,31 @@ class _Session:
         self.launch = make_launch(config)
         self.accelerator: Accelerator = self.launch.accelerator
         self.folder = RunFolder(config)
+        self._begun = False
 
     @property
     def main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
     def train(self) -> Path:
+        if self.main:
+            self.folder.open()
+        self.accelerator.wait_for_everyone()
+        try:
+            self._run()
+        except UserError as error:
+            kept = isinstance(error.__cause__, OSError | SafetensorError)  # what a full disk has of the cache
+            self.folder.close(undo=not (self._begun or kept))
+            raise
+        finally:
+            self.folder.close()
+        return self.folder.path
+
+    def _run(self) -> None:
         start = self.folder.find_start(self.accelerator.num_processes)
         if start is not None and self.folder.is_finished(start):
-            log.info(
-                "%s is finished: %d steps, model in %s",
-                self.folder.path,
-                start.step,
-                self.folder.path / "model",
-            )
-            if self.config.export.push_to_hub and self.main:
-                push(self.folder.path / "model", self.config.export, start.step)
-            return self.folder.path
+            self._tell_finished(start)
+            return
         tables = open_tables(self.config, self.main)
         check_grids(self.config, self._prompts(tables))
         family = self._load()
@@ -84,26 +93,21 @@ class _Session:
         if self.config.adapter.type == "dora":  # its magnitudes are norms, taken where they are compared
             family.unet.to(self.accelerator.device)
         prepare_unet(family.unet, self.config)
+        caches = self._caches(family, tables)
+        inputs |= {f"pairs.{name}": cache.fingerprint for name, cache in caches.items()}
+        manifest = self._manifest(inputs, tables, caches)
+        self.accelerator.wait_for_everyone()  # all have found their start before it is tidied
         if self.main:
-            self.folder.open()
+            self.folder.begin(manifest, start)
+        self._begun = True
         self.accelerator.wait_for_everyone()
-        try:
-            caches = self._caches(family, tables)
-            inputs |= {f"pairs.{name}": cache.fingerprint for name, cache in caches.items()}
-            manifest = self._manifest(inputs, tables, caches)
-            if self.main:
-                self.folder.begin(manifest, start)
-        except UserError as error:
-            self.folder.close()
-            if self.main and not isinstance(error.__cause__, OSError | SafetensorError):
-                self.folder.undo()  # but with a full disk what is encoded stays, as the message says
-            raise
-        self.accelerator.wait_for_everyone()
-        try:
-            self._train(family, caches, tables, start, manifest)
-        finally:
-            self.folder.close()
-        return self.folder.path
+        self._train(family, caches, tables, start, manifest)
+
+    def _tell_finished(self, start: Checkpoint) -> None:
+        model = self.folder.path / "model"
+        log.info("%s is finished: %d steps, model in %s", self.folder.path, start.step, model)
+        if self.config.export.push_to_hub and self.main:
+            push(model, self.config.export, start.step)
 
     def _train(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +17,10 @@ from diffpref.paths import atomic_write_text
 from diffpref.training.checkpoint import Checkpoint, Checkpoints
 from diffpref.training.export import exported_step
 
+log = logging.getLogger("diffpref")
+
 CONFIG, MANIFEST, METRICS = "config.toml", "manifest.json", "metrics.jsonl"
+ATTEMPTS = 10  # to lock a folder that another process removes at the same moment
 MAY_CHANGE = ("output", "checkpoint.", "log.", "sampling.every:", "data.cache_dir", "data.workers", "export.")
 """Settings that a resumed run may change: they alter neither the weights nor the metrics."""
 
@@ -26,20 +31,22 @@ class RunFolder:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.path = config, Path(config.output).expanduser()
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
-        self._existed = self.path.exists()
+        self._made = False
+        self._faults: dict[Path, str] = {}
         self._lock: int | None = None
 
     def find_start(self, world_size: int) -> Checkpoint | None:
-        """The checkpoint to continue from, None to begin.
+        """The checkpoint to continue from, None to begin. Call it once the folder is locked by `open`: a
+        process that ends beside this one has saved and removed checkpoints until then.
 
-        Raises UserError: the folder is a file, or holds a run of another config or world size, or any run
-        while checkpoint.resume is "never".
+        Raises UserError: the folder holds a run of another config or world size, one that has no checkpoint
+        which can be used, or any run while checkpoint.resume is "never".
         """
-        if self._existed and not self.path.is_dir():
-            raise UserError(f"output {self.path} is a file", fix="name a folder")
-        checkpoint = self.checkpoints.latest()
-        started = checkpoint is not None or (self.path / METRICS).exists()
-        if not started or not (self.path / CONFIG).exists():
+        if self.checkpoints.folder.exists() and not self.checkpoints.folder.is_dir():
+            raise UserError(f"{self.checkpoints.folder} is a file", fix="move it, or choose another output")
+        checkpoint, self._faults = self.checkpoints.survey()
+        self._refuse_lost(checkpoint)
+        if checkpoint is None and not (self.path / METRICS).exists():
             return None
         if self.config.checkpoint.resume == "never":
             raise UserError(
@@ -47,6 +54,8 @@ class RunFolder:
                 why='checkpoint.resume is "never"',
                 fix='choose another output, remove it, or continue it with checkpoint.resume = "auto"',
             )
+        if checkpoint is None and not (self.path / CONFIG).exists():
+            return None
         self._refuse_other_config(checkpoint)
         before = checkpoint.state()["world_size"] if checkpoint is not None else world_size
         if before != world_size:
@@ -57,6 +66,17 @@ class RunFolder:
             )
         return checkpoint
 
+    def _refuse_lost(self, checkpoint: Checkpoint | None) -> None:
+        """Raise UserError where to begin would train again, unasked, what the folder has lost."""
+        anew = f"restore it, choose another output, or move {self.path} away to start over"
+        if checkpoint is None and self._faults:
+            faults = "; ".join(f"{path.name}: {fault}" for path, fault in self._faults.items())
+            raise UserError(f"no checkpoint of {self.path} can be used", why=faults, fix=anew)
+        if checkpoint is not None and not (self.path / CONFIG).exists():
+            raise UserError(f"{self.path} has checkpoints and no {CONFIG}", fix=anew)
+        if checkpoint is None and exported_step(self.path):
+            raise UserError(f"{self.path} has a trained model and no checkpoint", fix=anew)
+
     def is_finished(self, start: Checkpoint) -> bool:
         """Whether the run came to its end, at the last step or early, and its model is exported."""
         ended = start.step == self.config.train.steps or bool(start.state()["stopped_early"])
@@ -64,37 +84,65 @@ class RunFolder:
 
     def open(self) -> None:
         """Create the folder and lock it against a second process. Raises UserError when one is at work in
-        it."""
+        it, or the folder cannot be used."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output {self.path} is a file", fix="name a folder")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for _ in range(ATTEMPTS):
+                if self._take():
+                    return
+                self._release()
         except BlockingIOError:
-            os.close(self._lock) if self._lock is not None else None
-            self._lock = None
+            self._release()
             raise UserError(
                 f"another process is training in {self.path}", fix="wait for it, or choose another output"
             ) from None
         except OSError as error:
+            self._release()
             raise UserError(f"cannot use the output folder {self.path}", why=str(error.strerror)) from error
+        raise UserError(
+            f"cannot use the output folder {self.path}",
+            why="it is a link to nothing, or another process keeps removing it",
+            fix="choose another output",
+        )
 
-    def close(self) -> None:
+    def _take(self) -> bool:
+        """Lock the folder; False when another process removed it between the two steps."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir()
+            self._made = True
+        try:
+            self._lock = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._lock), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def undo(self) -> None:
-        """Leave nothing behind of a run that could not begin, if the folder is of its making."""
-        if not self._existed:
-            shutil.rmtree(self.path, ignore_errors=True)
+    def close(self, undo: bool = False) -> None:
+        """Unlock the folder. One of this run's making goes if nothing is in it, or with `undo` as it is."""
+        if self._lock is not None and self._made:
+            if undo:
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+        self._release()
 
     def begin(self, manifest: dict[str, Any], start: Checkpoint | None) -> None:
-        """Write config and manifest and clear what a kill left. Raises UserError when the inputs have
-        changed."""
+        """Write config and manifest, clear what a kill left and set damaged checkpoints aside. Raises
+        UserError when the inputs have changed."""
         if start is not None:
             self._refuse_other_inputs(manifest["inputs"])
         self.checkpoints.clean()
-        self.checkpoints.drop_after(start.step if start else 0)
+        for path, fault in self._faults.items():
+            place = self.checkpoints.set_aside(path)
+            log.warning("checkpoint %s is damaged (%s): passed over, now %s", path.name, fault, place)
         if start is None:  # grids of an attempt that may have been of another config
             shutil.rmtree(self.path / "samples", ignore_errors=True)
         atomic_write_text(self.path / CONFIG, to_toml(self.config))
@@ -118,10 +166,15 @@ class RunFolder:
             )
 
     def _refuse_other_inputs(self, inputs: dict[str, Any]) -> None:
+        manifest = self.path / MANIFEST
         try:
-            before = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["inputs"]
-        except (OSError, ValueError, KeyError):
-            return  # killed between the two files of `begin`: no step had been taken then
+            before = dict(json.loads(manifest.read_text(encoding="utf-8"))["inputs"])
+        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+            raise UserError(
+                f"cannot tell whether the inputs of the run {self.path} are those that it began with",
+                why=f"{manifest} cannot be read: {error}",
+                fix="restore it, or choose another output",
+            ) from error
         changed = sorted(name for name in {**before, **inputs} if before.get(name) != inputs.get(name))
         if changed:
             raise UserError(

@@ -187,7 +187,7 @@ def test_policy_equal_to_reference_gives_exactly_equal_errors(tmp_path, model, p
 
 
 class Kernels(TorchDispatchMode):
-    """The operators that compute something, in order, with shape, strides and type of the tensors they get."""
+    """The operators that compute something, in order, with shape, strides and type of their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ def test_dropout_in_the_networks_is_off(tmp_path):
 
 
 def draw(pipeline, **options):
-    """What the weights draw. torch picks some kernels by requires_grad, which loading sets and merging clears."""
+    """What the weights draw. torch picks kernels by requires_grad, which loading sets and merging clears."""
     pipeline.unet.requires_grad_(False)
     return pipeline(
         "red", generator=torch.Generator().manual_seed(0), num_inference_steps=2, height=SIDE, width=SIDE,

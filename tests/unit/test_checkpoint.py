@@ -64,9 +64,42 @@ def test_clean_removes_what_a_kill_left_and_only_that(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tensors(1), {"step": 1})
     (tmp_path / ".staged-2").mkdir()
-    (tmp_path / "step-0").mkdir()  # its removal had begun: the manifest is gone
+    (tmp_path / ".removed-step-0").mkdir()
+    (tmp_path / "step-0").mkdir()  # no kill of ours leaves this
+    (tmp_path / "notes").mkdir()
     checkpoints.clean()
-    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-0", "step-1"]
+
+
+def test_a_save_removes_no_checkpoint_that_is_newer(tmp_path):
+    """As after a start from an older one: what is newer was somebody's progress."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(9, tensors(9), {"step": 9})
+    checkpoints.save(3, tensors(3), {"step": 3})
+    checkpoints.save(4, tensors(4), {"step": 4})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-4", "step-9"]
+
+
+def test_a_save_over_a_damaged_one_of_the_same_step_sets_that_aside(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for value in (1, 2, 3):
+        checkpoints.save(5, tensors(value), {"step": 5})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "damaged-step-5",
+        "damaged-step-5-2",
+        "step-5",
+    ]
+    assert torch.equal(checkpoints.latest().tensors("weights")["w"], torch.full((64,), 3.0))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_full_disk_speaks_of_an_earlier_checkpoint_only_where_there_is_one(tmp_path, full_disk, earlier):
+    checkpoints = Checkpoints(tmp_path)
+    if earlier:
+        checkpoints.save(1, tensors(1), {"step": 1})
+    with pytest.raises(UserError) as caught:
+        checkpoints.save(2, tensors(2, size=100_000), {"step": 2})
+    assert ("step-1 is intact" if earlier else "there is no earlier checkpoint") in caught.value.why
 
 
 def _in_child(action) -> int:
