@@ -122,6 +122,12 @@ def _mode_of(path: Path) -> int:
     """Permissions to give: those the file has, else the usual ones (mkstemp's are private to the user)."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mode & 0o777
+    return new_file_mode()
+
+
+def new_file_mode() -> int:
+    """Permissions that the user's umask gives a new file. Libraries that write through temporary files leave
+    0600."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffpref.data.disk import sync_file
-from diffpref.paths import sync_folder
+from diffpref.paths import new_file_mode, sync_folder
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -23,9 +24,25 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
             staged,
             metadata=metadata,
         )
+        os.chmod(staged, new_file_mode())
+        order_metadata(staged)
         sync_file(staged)
         os.replace(staged, path)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def order_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, whose order differs between processes, so that equal contents are
+    equal bytes."""
+    with open(path, "r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        if len(header.get("__metadata__", {})) > 1:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) <= size:
+                stream.seek(8)
+                stream.write(text.ljust(size))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffpref.errors import UserError
-from diffpref.paths import resolve, resolve_or_hub_id, sha256_file
+from diffpref.paths import new_file_mode, resolve, resolve_or_hub_id, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +251,7 @@ def _keep(state: State, path: Path, metadata: dict[str, str]) -> None:
         os.close(descriptor)
         try:
             save_file(state, temporary, metadata)
+            os.chmod(temporary, new_file_mode())
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from typing import Any
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 
+from diffpref.data.tensors import order_metadata
+
 ADAPTER = "default"  # the name that add_adapter gives
 
 
@@ -27,3 +29,4 @@ def save_lora(pipeline_class: Any, unet: Any, folder: Path, adapter: str) -> Non
         },
         safe_serialization=True,
     )
+    order_metadata(Path(folder) / "pytorch_lora_weights.safetensors")

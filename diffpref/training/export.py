@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from diffpref.config import TrainConfig
 from diffpref.data.disk import sync_file, told_when_disk_is_full
 from diffpref.families.base import Family
-from diffpref.paths import sync_folder
+from diffpref.paths import new_file_mode, sync_folder
 from diffpref.reporting.model_card import write_model_card
 
 ABOUT = "diffpref.json"
@@ -50,6 +51,7 @@ def export_model(
             write_model_card(staged, config, dict(summary))
             for path in staged.rglob("*"):
                 if path.is_file():
+                    os.chmod(path, new_file_mode())
                     sync_file(path)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from diffpref import cli
 from diffpref.families.miniature import stable_diffusion
+from diffpref.paths import new_file_mode
 from tests.forked import start
 from tests.miniatures import (
     config,
@@ -55,6 +56,11 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def modes(folder):
+    """Permissions of all files below."""
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
 FULL = {
     "data__captions": "dual", "data__prompt_dropout": 0.2, "data__flip": "shared", "train__ema_decay": 0.9,
     "train__warmup_steps": 2, "train__schedule": "cosine", "train__micro_batch": 2, "log__every": 4,
@@ -90,6 +96,7 @@ def test_a_run_with_everything_on_leaves_what_is_promised(world, tmp_path):
     assert manifest["threads"] == 1
     assert manifest["world_size"] == 1
     assert manifest["data"]["train"]["pairs"] == 24
+    assert modes(folder) == {new_file_mode()}
     assert "pairs/s" in printed
     assert "peak memory" in printed
     assert (folder / "model/README.md").exists()
@@ -203,6 +210,10 @@ def test_lora_starts_at_the_base_loads_in_diffusers_and_acts_with_its_alpha(worl
     assert list(layer.scaling.values()) == [4.0]  # alpha / rank
     saved = load_file(folder / "checkpoints/step-6/weights.safetensors")
     assert all("lora" in name for name in saved)
+    assert modes(folder) == {new_file_mode()}
+    header = (folder / "model/pytorch_lora_weights.safetensors").read_bytes()
+    described = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
+    assert list(described) == sorted(described) == ["format", "lora_adapter_metadata"]
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw8bit"])
