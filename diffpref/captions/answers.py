@@ -136,8 +136,8 @@ def _of_lines(text: str, source: str) -> str:
     several = False
     while len(lines) > 1 and chatter.is_preface(lines[0]) and not chatter.PREFACE.match(source):
         several = chatter.offers_several(lines.pop(0)) or several
-    lines = _without_echo(_labelled(lines), source)
-    if len(lines) > 1:
+    lines = _labelled(_without_echo(lines, source))
+    if len({_plain(line) for line in lines}) > 1:
         lines = [_joined(lines, source, several, text)]
     return _clean(lines[0], source) if lines else ""
 
@@ -154,13 +154,15 @@ def _without_remarks(lines: list[str], apart: set[int]) -> list[str]:
 
 
 def _labelled(lines: list[str]) -> list[str]:
-    """The lines under the label of the new caption, where one is called so; else all."""
+    """The lines under the label of the new caption, where one is called so and nothing before it may be the
+    caption as well; else all."""
     starts = [i for i, line in enumerate(lines) if chatter.after_label(line, "old") is not None]
     label: chatter.Label = "any" if starts else "new"
     new = [
         i for i, line in enumerate(lines) if i not in starts and chatter.after_label(line, label) is not None
     ]
-    if len(new) != 1 or len(lines) == 1:
+    first = min([*starts, *new], default=0)
+    if len(new) != 1 or len(lines) == 1 or not all(map(chatter.is_talk, lines[:first])):
         return lines
     end = next((i for i in starts if i > new[0]), len(lines))
     found = [chatter.after_label(lines[new[0]], label) or "", *lines[new[0] + 1 : end]]
@@ -168,13 +170,19 @@ def _labelled(lines: list[str]) -> list[str]:
 
 
 def _without_echo(lines: list[str], source: str) -> list[str]:
-    """The lines without those that repeat the caption before."""
+    """The lines without those that repeat the caption before, under a label or not."""
+    echo = _plain(source)
 
-    def plain(text: str) -> str:
-        return "".join(sign for sign in text.casefold() if sign.isalnum())
+    def repeats(line: str) -> bool:
+        return echo in (_plain(line), _plain(chatter.after_label(line, "any") or ""))
 
-    others = [line for line in lines if plain(line) != plain(source)]
-    return others if source and others else lines
+    others = [line for line in lines if not repeats(line)]
+    return others if echo and others else lines
+
+
+def _plain(text: str) -> str:
+    """A text without what does not tell it from another in writing."""
+    return "".join(sign for sign in text.casefold() if sign.isalnum())
 
 
 def _joined(lines: list[str], source: str, several: bool, text: str) -> str:

@@ -12,6 +12,8 @@ _NOUN = (
     r"responses?|options?|alternatives?|variations?|alt[ -]text)"
 )
 _YES = r"(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|got it|understood|no problem)"
+_TAIL = r"[\s*_]{0,2}(?:(?:\(|with\b|where\b|in which\b|that\b)[^:.\n]{0,60})?"
+_PART = r"(?:details?|elements?|parts?|things?)"
 _AROUND = r"[\s*_#>`]{0,4}"
 
 PREFACE = re.compile(
@@ -19,9 +21,10 @@ PREFACE = re.compile(
     rf"(?:here(?:[’']s| is| are)\b[^\n:.]{{0,80}}?\b{_NOUN}\b[^\n:.]{{0,60}}:"
     r"|here (?:you go|it is):"
     rf"|(?:{_KIND} )*{_NOUN}[\s*_]{{0,2}}(?:\([^)\n]{{0,20}}\)[\s*_]{{0,2}})?:"
-    rf"|(?:the |my |your |an? )?{_KIND} (?:{_KIND} )*{_NOUN}[\s*_]{{0,2}}"
+    rf"|(?:the |my |your |an? )?{_KIND} (?:{_KIND} )*{_NOUN}{_TAIL}"
     r"(?:is|reads|would be|could be|is as follows)?[\s*_]{0,2}:"
-    rf"|{_VERB}[\s*_]{{0,2}}:)[*_]*\s*",
+    rf"|{_VERB}[\s*_]{{0,2}}:"
+    r"|(?:sure|certainly|of course|absolutely)!(?=\s))[*_]*\s*",
     re.IGNORECASE,
 )
 """Before a caption in its line."""
@@ -29,6 +32,7 @@ _PREFACE_LINE = re.compile(
     rf"{_AROUND}(?:{_YES}\s*[!.,:—-]+\s*(?:(?:here|i|i[’'](?:ll|d|ve)|let me|below|this)\b.{{0,100}})?$"
     rf"|(?:{_YES}\b\W{{1,3}})?here(?:[’']s| is| are)\b.{{0,100}}\b{_NOUN}\b.{{0,60}}$"
     rf"|(?:the |my |your |an? )?(?:{_KIND} )*{_NOUN}\b[^.\n]{{0,60}}:[\s*_]*$"
+    r"|i(?:[’'](?:ve|ll)| have| will)\b[^.\n]{0,100}:[\s*_]*$"
     rf"|#{{1,6}} +(?:\d+[.)] )?(?:the )?(?:{_KIND} )*{_NOUN}[\s*_:]*$"
     rf"|\*\*(?:{_KIND} )*{_NOUN}:?\*\*:?$)",
     re.IGNORECASE,
@@ -42,7 +46,7 @@ Label = Literal["old", "new", "any"]
 
 
 def _label(words: str) -> re.Pattern[str]:
-    return re.compile(rf"{_AROUND}(?:the )?{words}[\s*_]*:[\s*_]*", re.IGNORECASE)
+    return re.compile(rf"{_AROUND}(?:the )?{words}{_TAIL}[\s*_]*:[\s*_]*", re.IGNORECASE)
 
 
 _LABELS: dict[Label, re.Pattern[str]] = {
@@ -54,6 +58,7 @@ _REMARK_START = (
     r"(?:notes?\s*[:—-]|(?:please )?note that\b|explanation\b|rationale\b|reasoning\b"
     r"|(?:key |main )?(?:changes?|modifications?|differences?)\b(?: made)?\W*:"
     r"|(?:the )?(?:only |main )?(?:changes?|differences?|details?) (?:is|are|were|made|changed)\b"
+    rf"|(?:the )?(?:altered|changed|modified|wrong|incorrect) {_PART}\b"
     r"|what (?:i |was |has |is )?(?:been )?changed|let me know\b|feel free\b|(?:i )?hope (?:this|that|it)\b"
     r"|(?:would|do) you (?:like|want)\b|if you(?:[’']d| would)? (?:like|want|need|prefer)\b"
     r"|i(?:[’']ve| have)? (?:changed|replaced|rewrote|rewritten|modified|swapped|kept|altered|adjusted)\b"
@@ -61,6 +66,14 @@ _REMARK_START = (
     r"|(?:original )?prompt[*_]*\s*:)"
 )
 _REMARK = re.compile(rf"[(\[*_>\s-]*{_REMARK_START}", re.IGNORECASE)
+_BRACKETED = re.compile(
+    r"[*_]*[(\[].*\b(?:changed|replaced|instead of|swapped|modified|altered|original|description|caption)\b"
+    r".*[)\]]\.?[*_]*$",
+    re.IGNORECASE,
+)
+_TALK = re.compile(
+    rf"{_AROUND}(?:{_YES}\b|i\b|let(?:[’']s| me| us)\b|here\b|to \w+ (?:the|this|it)\b)", re.IGNORECASE
+)
 _ASIDE = re.compile(rf"\s*[(\[]\s*{_REMARK_START}[^()\[\]]*[)\]]\.?$", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"(?:(?:i[’']?m|i am) (?:\w+ )?)?sorry\b.{0,60}\b(?:can(?:no|[’'])t|unable|not able)\b"
@@ -94,7 +107,12 @@ def offers_several(line: str) -> bool:
 
 def is_remark(line: str) -> bool:
     """Whether a line after a caption begins to talk about it."""
-    return _REMARK.match(line) is not None
+    return _REMARK.match(line) is not None or _BRACKETED.match(line) is not None
+
+
+def is_talk(line: str) -> bool:
+    """Whether a line before a labelled caption speaks of what the model is about to do."""
+    return _TALK.match(line) is not None or is_remark(line)
 
 
 def without_aside(text: str) -> str:

@@ -46,7 +46,7 @@ def _section_help(kind: type, name: str) -> str:
 def metavar(spec: Spec) -> str:
     """What stands for the value of a key in help."""
     if spec.choices:
-        return "|".join(map(str, spec.choices))
+        return "|".join(str(choice) for choice in spec.choices if choice != "")
     return f"{METAVARS[spec.kind]}|{spec.word}" if spec.word else METAVARS[spec.kind]
 
 

@@ -46,6 +46,12 @@ CLEANED = [
     "- A red dog.",
     "Here are three options:\n\n1. A red dog.\n2. A green dog.\n3. A cat.",
     "Here are two versions:\n\n**Option 1:** A red dog.\n**Option 2:** A green dog.",
+    "I have rewritten the description as follows:\n\nA red dog.",
+    "Rewritten description with one wrong detail: A red dog.",
+    "Sure! A red dog.",
+    "A red dog.\nA red dog.\nA red dog",
+    "A red dog.\n\n(The colour was changed from blue to red.)",
+    "A red dog.\n\n**Altered details:**\n- colour",
     "A red dog.\nNote: the colour is wrong.",
     "A red dog.\n---\n*Changes made:*\n\n- **colour**: red\n- nothing else",
     "A red dog.\n\nExplanation: I changed\nthe colour.",
@@ -82,6 +88,9 @@ KEPT = [
     "Original painting of a dog: oil",
     "A dog (the changes of seasons)",
     "Sure enough, a dog",
+    "New version of the Mona Lisa: a cat",
+    "Prompt delivery, a van",
+    "A new caption for an old dog: sit",
 ]
 PERTURBED = [
     ("Original: A blue dog.\nRewritten: A red dog.", "A red dog."),
@@ -89,6 +98,10 @@ PERTURBED = [
     ("Before: A blue dog.\nAfter: A red dog.", "A red dog."),
     ("Rewritten: A red dog.\nOriginal: A blue dog.", "A red dog."),
     ("A blue dog.\n\nA red dog.", "A red dog."),
+    (
+        "Original Description: A blue dog.\n\nRewritten Description (about a third wrong): A red dog.",
+        "A red dog.",
+    ),
     ("Description: A blue dog.\nNew description: A red dog.", "A red dog."),
 ]
 SEVERAL = [
@@ -115,6 +128,20 @@ def test_what_may_be_the_caption_stays(answer):
 @pytest.mark.parametrize(("answer", "caption"), PERTURBED)
 def test_the_new_caption_is_told_from_the_old(answer, caption):
     assert perturbed(answer, "A blue dog.") == Perturbed(caption, True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A red dog.\n\nDescription: A green cat.\nRewritten: A yellow cat.",
+        "A red dog.\n\nOriginal: A green cat.\nRewritten: A yellow cat.",
+        "Rewritten: A red dog.\nRewritten: A green dog.",
+        "A red dog. It runs.\n\nFinal caption: A red dog runs.",
+    ],
+)
+def test_a_label_behind_another_caption_decides_nothing(answer):
+    """Small models go on with examples of their own."""
+    assert "several lines" in perturbed(answer, "A blue dog.").failure
 
 
 @pytest.mark.parametrize("answer", SEVERAL)
