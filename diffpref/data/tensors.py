@@ -35,7 +35,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def order_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file, whose order differs between processes, so that equal contents are
+    """Sort the metadata of a safetensors file, whose order differs between processes: equal contents are
     equal bytes."""
     with open(path, "r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
