@@ -122,12 +122,14 @@ def describe(found: dict[str, Any]) -> str:
         part = found[key]
         if part is None or (key == "with_ties" and not found["ties"]):
             continue
-        low, high = part["interval"]
-        wilson = part["wilson"]
+        low, high = part["wilson"]
+        over_prompts = "no interval over 1 prompt"
+        if part["interval"]:
+            ends = " to ".join(f"{100 * end:.1f}" for end in part["interval"])
+            over_prompts = f"95 %: {ends} over {part['prompts']} prompts"
         lines.append(
-            f"  {name:<24} {100 * part['accuracy']:5.1f} %   95 %: {100 * low:.1f} to {100 * high:.1f} over "
-            f"{part['prompts']} prompts; Wilson {100 * wilson[0]:.1f} to {100 * wilson[1]:.1f} "
-            f"over {part['pairs']} pairs"
+            f"  {name:<24} {100 * part['accuracy']:5.1f} %   {over_prompts}; Wilson {100 * low:.1f} to "
+            f"{100 * high:.1f} over {part['pairs']} pairs"
         )
     if found["ties"]:
         chosen = "chosen on other pairs" if found["threshold_chosen_on"] else "given; --tie-pairs chooses one"

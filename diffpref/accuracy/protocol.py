@@ -65,15 +65,22 @@ def summarise(
 
 
 def _accuracy(right: Floats, groups: NDArray[np.int64]) -> dict[str, Any]:
-    """Mean over pairs; Wilson takes pairs as independent, the bootstrap resamples prompts with all their
-    pairs."""
+    """Mean over pairs. `wilson` takes pairs as independent, `interval` prompts with all their pairs."""
     used, inverse = np.unique(groups, return_inverse=True)
-    totals, counts = np.bincount(inverse, right), np.bincount(inverse).astype(np.float64)
+    totals: Floats = np.bincount(inverse, right).astype(np.float64)
+    counts: Floats = np.bincount(inverse).astype(np.float64)
     accuracy = float(right.mean())
     return {
         "accuracy": accuracy,
         "pairs": len(right),
         "prompts": len(used),
         "wilson": list(stats.wilson_interval(accuracy, len(right))),
-        "interval": [float(end) for end in stats.bootstrap_ratios(totals, counts)],
+        "interval": _interval(totals, counts, accuracy),
     }
+
+
+def _interval(totals: Floats, counts: Floats, accuracy: float) -> list[float] | None:
+    """Prompts resampled with their pairs, never narrower than Wilson's over prompts; None of one prompt."""
+    if len(totals) < 2:
+        return None
+    return list(stats.rate_interval(stats.bootstrap_ratios(totals, counts), accuracy, len(totals)))

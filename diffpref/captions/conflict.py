@@ -30,6 +30,9 @@ BATCH = 16
 EPSILON = 1e-6
 """Cosines that differ by no more are equal: they are float32."""
 
+DIFFERENCES = ("own_minus_other", "gap_caption", "gap_prompt")
+"""Measures that are differences of cosines; the others are shares."""
+
 Floats = NDArray[np.float64]
 
 
@@ -117,14 +120,13 @@ def conflict(cosines: Cosines, units: Sequence[int]) -> dict[str, Any]:
         columns["overlap_prompt"] = at_least_as_close(cosines.prompt_loser, cosines.prompt_winner)
         columns["gap_prompt"] = cosines.prompt_winner - cosines.prompt_loser
     _, averages = stats.average_by_prompt(np.stack(list(columns.values()), axis=1), list(units))
-    intervals = stats.bootstrap_means(averages) if len(averages) > 1 else None
-    found: dict[str, Any] = {
-        name: {
-            "value": float(averages[:, i].mean()),
-            "interval": None if intervals is None else [float(end) for end in intervals[i]],
-        }
-        for i, name in enumerate(columns)
-    }
+    intervals = stats.bootstrap_means(averages).tolist() if len(averages) > 1 else [None] * len(columns)
+    found: dict[str, Any] = {}
+    for name, values, ends in zip(columns, averages.T, intervals, strict=True):
+        value = float(values.mean())
+        if ends is not None and name not in DIFFERENCES:
+            ends = list(stats.rate_interval(ends, value, len(values)))
+        found[name] = {"value": value, "interval": ends}
     return {"units": len(averages), "pairs": len(units), **found, "similarity": _histograms(cosines)}
 
 

@@ -78,7 +78,7 @@ def outcome_scores(differences: ArrayLike, epsilon: float) -> Floats:
     return 0.5 + 0.5 * ((difference > epsilon).astype(np.float64) - (difference < -epsilon))
 
 
-def wilson_interval(win_rate: float, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson_interval(win_rate: float, total: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a proportion.
 
     With ties counted half the outcomes vary less than a coin's, so the interval is then a little too wide:
@@ -90,6 +90,17 @@ def wilson_interval(win_rate: float, total: int, confidence: float = CONFIDENCE)
     centre = (win_rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z * np.sqrt(win_rate * (1 - win_rate) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def rate_interval(ends: ArrayLike, rate: float, total: float) -> tuple[float, float]:
+    """The wider, at each end, of Wilson's interval and of the bootstrap's `ends`, of a rate over `total`.
+
+    The bootstrap's has no width where all outcomes are equal (20 wins of 20), and holds far less than 95 %
+    where nearly all are.
+    """
+    low, high = (float(end) for end in np.asarray(ends))
+    wilson = wilson_interval(rate, total)
+    return min(low, wilson[0]), max(high, wilson[1])
 
 
 def prompts_for_win_rate(
@@ -265,6 +276,17 @@ def sign_flip_p(differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 
             extreme += (np.abs(signs @ columns) >= observed).sum(axis=0)
         p = (1 + extreme) / (1 + resamples)
     return np.asarray(p[0] if array.ndim == 1 else p)
+
+
+def sign_test_p(wins: int, losses: int) -> float:
+    """Two-sided p-value of the exact sign test: as many wins as losses among the prompts that are not tied.
+
+    >>> sign_test_p(4, 0), sign_test_p(0, 0)
+    (0.125, 1.0)
+    """
+    if wins + losses == 0:
+        return 1.0
+    return float(scipy_stats.binomtest(wins, wins + losses).pvalue)
 
 
 def holm(p_values: ArrayLike) -> Floats:

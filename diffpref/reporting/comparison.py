@@ -17,14 +17,20 @@ from diffpref.scoring import ERROR
 EPSILON = 1e-6
 """Differences up to this are ties: scores are stored as float32."""
 SIGNIFICANCE = 0.05
+NO_CLEAR_DIFFERENCE = "no clear difference"
 EXTREMES = 5
+
+Interval = list[float] | None
+"""Lower and upper end; None where a single prompt shows no spread."""
 
 
 def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """All comparisons of the candidates with the baseline (the first folder), as plain JSON values.
 
     An image without a score in any model or metric is left out of all of them, so that every number is of the
-    same prompts. Holm's correction runs over every candidate and metric of the main table together.
+    same prompts. Means and win rates have tests of their own, and Holm's correction runs over those of every
+    candidate and metric together: in a table of equal models the chance that any is called better is 5 %.
+    A single prompt has no interval (None).
 
     Raises:
         UserError: no image has a score in every model and metric.
@@ -37,7 +43,13 @@ def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed:
     directions = np.array([1.0 if column.higher_is_better else -1.0 for column in columns])
     prompts = _prompts([row for row, whole in zip(base.rows, complete, strict=True) if whole])
     kinds = np.array([prompt["kind"] for prompt in prompts])
-    means = _Means(kinds, np.array([column.over_kinds for column in columns]), resamples, seed)
+    means = _Means(
+        kinds,
+        np.array([column.over_kinds for column in columns]),
+        np.array([column.share for column in columns]),
+        resamples,
+        seed,
+    )
     results = _results(averages, base.name, metrics, directions, means)
     _correct(results, [c.name for c in candidates], metrics)
     for index, prompt in enumerate(prompts):
@@ -141,10 +153,12 @@ def _add_images(prompts: list[dict[str, Any]], folders: list[ScoredFolder], metr
 @dataclass(frozen=True)
 class _Means:
     """How the prompts of a comparison are averaged. kinds: [P]; over_kinds: [K], metrics whose mean is that
-    of the kinds' means. All intervals come from the same resamples, so that columns stay paired."""
+    of the kinds' means; shares: [K], metrics of values from 0 to 1. All intervals come from the same
+    resamples, so that columns stay paired."""
 
     kinds: np.ndarray
     over_kinds: np.ndarray
+    shares: np.ndarray
     resamples: int
     seed: int
 
@@ -156,18 +170,36 @@ class _Means:
         weights: np.ndarray = np.where(self.over_kinds, stats.kind_weights(self.kinds)[:, None], 1.0)
         return values * weights
 
+    def plain(self) -> _Means:
+        """The same for outcomes, which count each prompt alike."""
+        return replace(self, over_kinds=np.zeros_like(self.over_kinds))
+
     def mean(self, values: np.ndarray) -> np.ndarray:
         found: np.ndarray = self.weighted(values).mean(axis=0)
         return found
 
-    def intervals(self, values: np.ndarray) -> np.ndarray:
+    def rate_intervals(self, values: np.ndarray) -> list[Interval]:
+        """Intervals of the means of values of a model, [P, K]: of shares never narrower than Wilson's."""
+        ends = self.intervals(values)
+        weights = stats.kind_weights(self.kinds)
+        for k in np.flatnonzero(self.shares):
+            own = ends[k]
+            if own is not None:
+                prompts = len(values) / np.square(weights).mean() if self.over_kinds[k] else len(values)
+                rate = float(np.clip(self.mean(values)[k], 0.0, 1.0))
+                ends[k] = list(stats.rate_interval(own, rate, prompts))
+        return ends
+
+    def intervals(self, values: np.ndarray) -> list[Interval]:
+        if len(values) < 2:
+            return [None] * values.shape[1]
         ends = stats.bootstrap_means(values, self.resamples, seed=self.seed)
         if self.over_kinds.any():
             chosen = values[:, self.over_kinds]
             ends[self.over_kinds] = stats.bootstrap_over_kinds(
                 chosen, self.kinds, self.resamples, seed=self.seed
             )
-        return ends
+        return [_plain(end) for end in ends]
 
 
 def _by_kind(
@@ -188,10 +220,9 @@ def _results(
     """Per model and metric."""
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, values in averages.items():
-        mean, interval = means.mean(values), means.intervals(values)
+        mean, interval = means.mean(values), means.rate_intervals(values)
         results[name] = {
-            metric: {"mean": float(mean[k]), "interval": _plain(interval[k])}
-            for k, metric in enumerate(metrics)
+            metric: {"mean": float(mean[k]), "interval": interval[k]} for k, metric in enumerate(metrics)
         }
         if name == base:
             continue
@@ -199,28 +230,29 @@ def _results(
         better = difference * directions  # positive where the candidate is the better one
         outcome = stats.outcome_scores(better, EPSILON)
         change, change_interval = means.mean(difference), means.intervals(difference)
-        win_rate = stats.bootstrap_means(outcome, means.resamples, seed=means.seed)
+        win_rates = means.plain().intervals(outcome)
         p_values = stats.sign_flip_p(means.weighted(better), means.resamples, seed=means.seed)
         for k, metric in enumerate(metrics):
             results[name][metric] |= {
                 "difference": float(change[k]),
-                "difference_interval": _plain(change_interval[k]),
-                **_outcomes(better[:, k]),
-                "win_rate_interval": _plain(win_rate[k]),
+                "difference_interval": change_interval[k],
+                **_outcomes(better[:, k], win_rates[k]),
                 "p": float(p_values[k]),
                 "better": bool(change[k] * directions[k] > 0),
             }
     return results
 
 
-def _outcomes(better: np.ndarray) -> dict[str, Any]:
+def _outcomes(better: np.ndarray, resampled: Interval) -> dict[str, Any]:
     outcomes = stats.count_outcomes(better, EPSILON)
+    interval = resampled and list(stats.rate_interval(resampled, outcomes.win_rate, outcomes.total))
     return {
         "wins": outcomes.wins,
         "ties": outcomes.ties,
         "losses": outcomes.losses,
         "win_rate": outcomes.win_rate,
-        "win_rate_wilson": list(stats.wilson_interval(outcomes.win_rate, outcomes.total)),
+        "win_rate_interval": interval,
+        "win_rate_p": stats.sign_test_p(outcomes.wins, outcomes.losses),
         "prompts_for_2_points": _prompts_for_2_points(outcomes),
     }
 
@@ -231,11 +263,20 @@ def _prompts_for_2_points(outcomes: stats.Outcomes) -> int:
 
 
 def _correct(results: dict[str, Any], candidates: list[str], metrics: list[str]) -> None:
+    """Add the corrected p-values and what they allow to say: of means `verdict`, of wins `win_verdict`."""
     cells = [results[name][metric] for name in candidates for metric in metrics]
-    for cell, adjusted in zip(cells, stats.holm([cell["p"] for cell in cells]), strict=True):
-        cell["p_holm"] = float(adjusted)
-        clear = adjusted < SIGNIFICANCE
-        cell["verdict"] = ("better" if cell["better"] else "worse") if clear else "no clear difference"
+    p_values = [cell[key] for key in ("p", "win_rate_p") for cell in cells]
+    of_means, of_wins = np.split(stats.holm(p_values), 2)
+    for cell, p, win_p in zip(cells, of_means, of_wins, strict=True):
+        cell["p_holm"], cell["win_rate_p_holm"] = float(p), float(win_p)
+        cell["verdict"] = _verdict(p, cell["better"])
+        cell["win_verdict"] = _verdict(win_p, cell["wins"] > cell["losses"])
+
+
+def _verdict(p: float, better: bool) -> str:
+    if p >= SIGNIFICANCE:
+        return NO_CLEAR_DIFFERENCE
+    return "better" if better else "worse"
 
 
 def _extremes(gain: np.ndarray, prompts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -249,7 +290,7 @@ def _extremes(gain: np.ndarray, prompts: list[dict[str, Any]]) -> dict[str, list
     }
 
 
-def _describe(base: ScoredFolder, name: str, interval: list[float]) -> dict[str, Any]:
+def _describe(base: ScoredFolder, name: str, interval: Interval) -> dict[str, Any]:
     column = base.columns[name]
     return {
         "label": column.label,
@@ -257,7 +298,7 @@ def _describe(base: ScoredFolder, name: str, interval: list[float]) -> dict[str,
         "higher_is_better": column.higher_is_better,
         "share": column.share,
         "over_kinds": column.over_kinds,
-        "decimals": None if column.share else decimals_for(interval),
+        "decimals": None if column.share or interval is None else decimals_for(interval),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 MINUS = "\u2212"
 DASH = "\u2013"
+NO_INTERVAL = "no interval"  # of a single prompt
 
 
 def number(value: float, share: bool = False, decimals: int | None = None) -> str:
@@ -14,8 +15,10 @@ def number(value: float, share: bool = False, decimals: int | None = None) -> st
     return f"{_text(value, share, decimals)} %" if share else _text(value, share, decimals)
 
 
-def interval(ends: Sequence[float], share: bool = False, decimals: int | None = None) -> str:
+def interval(ends: Sequence[float] | None, share: bool = False, decimals: int | None = None) -> str:
     """Both ends, without the unit: ``56.1\u201360.2``; ends with a sign are kept apart by "to"."""
+    if ends is None:
+        return NO_INTERVAL
     low, high = (_text(end, share, decimals) for end in ends)
     return f"{low}{DASH}{high}" if min(ends) >= 0 else f"{low} to {high}"
 
@@ -26,8 +29,10 @@ def change(value: float, share: bool = False, decimals: int | None = None) -> st
     return text if text.startswith(MINUS) else f"+{text}"
 
 
-def change_interval(ends: Sequence[float], share: bool = False, decimals: int | None = None) -> str:
+def change_interval(ends: Sequence[float] | None, share: bool = False, decimals: int | None = None) -> str:
     """Both ends of a difference with their signs: ``+3.1 to +6.8``."""
+    if ends is None:
+        return NO_INTERVAL
     return " to ".join(change(end, share, decimals) for end in ends)
 
 

@@ -59,13 +59,13 @@ def _rows(report: dict[str, Any], name: str) -> str:
         result = report["results"][name][metric]
         mean = _number(result["mean"], about)
         bold = rf"\textbf{{{mean}}}" if name in best_models(report, metric) else mean
-        means.append(bold + _mark(result))
-        ends.append(_interval([_number(end, about) for end in result["interval"]]))
+        means.append(bold + _mark(result.get("verdict", "")))
+        ends.append(_interval(result["interval"], about))
     result = report["results"][name][report["primary"]]
     share = {"share": True, "decimals": None}
     if "win_rate" in result:
-        means.append(_number(result["win_rate"], share))
-        ends.append(_interval([_number(end, share) for end in result["win_rate_interval"]]))
+        means.append(_number(result["win_rate"], share) + _mark(result["win_verdict"]))
+        ends.append(_interval(result["win_rate_interval"], share))
     else:
         means.append("--")
         ends.append("")
@@ -77,13 +77,15 @@ def _number(value: float, about: dict[str, Any]) -> str:
     return escape(show.number(value, about["share"], about["decimals"]).removesuffix(" %"))
 
 
-def _interval(ends: list[str]) -> str:
-    return rf"{{\scriptsize [{ends[0]}, {ends[1]}]}}"
+def _interval(ends: list[float] | None, about: dict[str, Any]) -> str:
+    if ends is None:
+        return ""
+    low, high = (_number(end, about) for end in ends)
+    return rf"{{\scriptsize [{low}, {high}]}}"
 
 
-def _mark(result: dict[str, Any]) -> str:
-    signs = {"better": r"$^{\uparrow}$", "worse": r"$^{\downarrow}$"}
-    return signs.get(result.get("verdict", ""), "")
+def _mark(verdict: str) -> str:
+    return {"better": r"$^{\uparrow}$", "worse": r"$^{\downarrow}$"}.get(verdict, "")
 
 
 def _caption(report: dict[str, Any]) -> str:

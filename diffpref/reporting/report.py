@@ -182,4 +182,5 @@ def _render(report: dict[str, Any], grid: Grid, folders: list[ScoredFolder]) -> 
         gain_histogram=gain_histogram,
         series_style=series_style,
         prompts_for_win_rate=stats.prompts_for_win_rate,
+        wins=tables.WINS,
     )

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from diffpref.reporting import formatting as show
+from diffpref.reporting.comparison import NO_CLEAR_DIFFERENCE
+
+WINS = {"better": "more wins", "worse": "more losses", NO_CLEAR_DIFFERENCE: NO_CLEAR_DIFFERENCE}
+"""What a verdict on wins is called."""
 
 
 def markdown_table(report: dict[str, Any]) -> str:
-    """The main table in Markdown: mean and difference with intervals per metric, win rate in the primary one.
+    """The main table in Markdown: mean and difference with intervals per metric, p-value and win rate of the
+    primary one.
 
     The best mean of a metric is bold. ``report`` is what ``write_report`` returns.
     """
     metrics, primary = report["metrics"], report["primary"]
     head = ["model", *(heading(about) for about in metrics.values())]
-    head += [f"win rate ({metrics[primary]['label']})", "p"]
+    label = metrics[primary]["label"]
+    head += [f"p ({label})", f"win rate ({label})", "p (win rate)"]
     lines = []
     for name, results in report["results"].items():
         cells = [name]
@@ -54,8 +60,9 @@ def protocol(report: dict[str, Any]) -> str:
     return (
         f"{report['prompt_count']} prompts of {suite.get('name') or 'the suite'}, {report['image_count']} "
         f"images per model{settings}. Means over prompts, 95 % bootstrap intervals over prompts. Win rate: "
-        f"share of prompts with a better score than {report['baseline']}, ties half. p by sign flips, with "
-        f"Holm's correction over all models and metrics. Evaluators: {judges}."
+        f"share of prompts with a better score than {report['baseline']}, ties half, with Wilson's "
+        f"interval or the bootstrap's where that is wider. p by sign flips of means and exact sign tests of "
+        f"win rates, with Holm's correction over both, all models and metrics. Evaluators: {judges}."
     )
 
 
@@ -107,9 +114,10 @@ def _ends(result: dict[str, Any], about: dict[str, Any]) -> str:
 
 def _win_rate(result: dict[str, Any]) -> list[str]:
     if "win_rate" not in result:
-        return [show.DASH, show.DASH]
+        return [show.DASH] * 3
     ends = show.interval(result["win_rate_interval"], True)
-    return [f"{show.number(result['win_rate'], True)} ({ends})", show.p_value(result["p_holm"])]
+    rate = f"{show.number(result['win_rate'], True)} ({ends})"
+    return [show.p_value(result["p_holm"]), rate, show.p_value(result["win_rate_p_holm"])]
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -120,28 +128,37 @@ def _markdown(rows: list[list[str]]) -> str:
 def headline(report: dict[str, Any]) -> str:
     """One sentence: how many candidates beat the baseline in the primary metric, and which is best.
 
-    Where no mean is clearly better, it names those whose win rate is above one half with its whole interval.
+    It claims what the corrected p-values allow: of means first, and of win rates where they say otherwise.
     """
     names, base = report["candidates"], report["baseline"]
     label = _in_sentence(report["metrics"][report["primary"]]["label"])
     cells = {name: report["results"][name][report["primary"]] for name in names}
     better = [name for name in names if cells[name]["verdict"] == "better"]
+    wins = _wins_apart(cells, base)
     if len(names) == 1:
         verdict = cells[names[0]]["verdict"]
-        if verdict == "no clear difference":
-            return f"No clear difference in {label} between {names[0]} and {base}."
-        return f"{names[0]} is {verdict} than {base} in {label}."
+        if verdict == NO_CLEAR_DIFFERENCE:
+            return f"No clear difference in mean {label} between {names[0]} and {base}{wins}."
+        return f"{names[0]} is {verdict} than {base} in mean {label}{wins}."
     if not better:
-        text = f"None of the {len(names)} models is clearly better than {base} in mean {label}"
-        winning = [name for name in names if cells[name]["win_rate_interval"][0] > 0.5]
-        if winning:
-            verb = "wins" if len(winning) == 1 else "win"
-            text += f", yet {', '.join(winning)} {verb} more prompts than {base}"
-        return f"{text}."
+        return f"None of the {len(names)} models is clearly better than {base} in mean {label}{wins}."
     best = max(better, key=lambda name: abs(cells[name]["difference"]))
     count = "All" if len(better) == len(names) else f"{len(better)} of"
     verb = "is" if len(better) == 1 else "are"
-    return f"{count} {len(names)} models {verb} better than {base} in {label}; {best} gains the most."
+    gains = f"{best} gains the most{wins}"
+    return f"{count} {len(names)} models {verb} better than {base} in mean {label}; {gains}."
+
+
+def _wins_apart(cells: dict[str, dict[str, Any]], base: str) -> str:
+    """What win rates say that means do not: ", yet sft wins more prompts than base"."""
+    parts = []
+    for verdict, verb in (("better", "win"), ("worse", "lose")):
+        found = [name for name, cell in cells.items() if cell["win_verdict"] == verdict != cell["verdict"]]
+        if found:
+            names = f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else found[0]
+            s = "s" if len(found) == 1 else ""
+            parts.append(f"{names} {verb}{s} more prompts {'than' if verb == 'win' else 'to'} {base}")
+    return f", yet {' and '.join(parts)}" if parts else ""
 
 
 def sentence(report: dict[str, Any], name: str) -> str:
@@ -151,11 +168,13 @@ def sentence(report: dict[str, Any], name: str) -> str:
     cell = report["results"][name][report["primary"]]
     share, decimals = about["share"], about["decimals"]
     return (
-        f"{cell['verdict'][0].upper()}{cell['verdict'][1:]}. {about['label']} goes from "
+        f"{cell['verdict'][0].upper()}{cell['verdict'][1:]} in the mean. {about['label']} goes from "
         f"{show.number(base['mean'], share, decimals)} to {show.number(cell['mean'], share, decimals)} "
         f"({show.change(cell['difference'], share, decimals)}{' points' if share else ''}, 95 % interval "
-        f"{show.change_interval(cell['difference_interval'], share, decimals)}). "
+        f"{show.change_interval(cell['difference_interval'], share, decimals)}, "
+        f"p {show.p_value(cell['p_holm'])}). "
         f"It wins {cell['wins']}, ties {cell['ties']} and loses {cell['losses']} of {report['prompt_count']} "
         f"prompts: win rate {show.number(cell['win_rate'], True)} "
-        f"(95 % interval {show.interval(cell['win_rate_interval'], True)})."
+        f"(95 % interval {show.interval(cell['win_rate_interval'], True)}), p "
+        f"{show.p_value(cell['win_rate_p_holm'])}: {WINS[cell['win_verdict']]}."
     )

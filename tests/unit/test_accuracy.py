@@ -212,7 +212,8 @@ def test_the_implicit_reward_is_what_training_measured(world: Path, run: str, tm
         (row["score_0"] - row["score_1"]) * (2 * row["label_0"] - 1)
         for row in pq.read_table(tmp_path / "a.parquet").to_pylist()
     ]
-    assert np.mean(margins) == pytest.approx(measured["margin"], rel=1e-3)
+    # Four errors of about 1 in fp32 go into a margin: other kernels round each by up to 2**-24.
+    assert np.mean(margins) == pytest.approx(measured["margin"], rel=1e-3, abs=4 * 2**-24)
     assert abs(np.mean(margins)) > 1e-6
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,8 @@ from PIL import Image
 from scipy import stats as scipy_stats
 
 from diffpref.errors import UserError
-from diffpref.reporting.loading import load_folders
+from diffpref.reporting.comparison import compare
+from diffpref.reporting.loading import ScoredFolder, load_folders
 from diffpref.reporting.pictures import build_grid
 from diffpref.reporting.report import write_report
 from diffpref.reporting.tables import headline, markdown_table
@@ -90,34 +93,137 @@ def test_a_better_model_is_called_better_and_an_equal_one_not(report: dict) -> N
     assert report["results"]["dpo"]["oracle"]["win_rate_interval"][0] > 0.5
     sft = report["results"]["sft"]["oracle"]
     assert (sft["difference"], sft["p"], sft["verdict"]) == (0.0, 1.0, "no clear difference")
-    assert report["headline"] == "1 of 2 models is better than base in utility; dpo gains the most."
+    assert report["headline"] == "1 of 2 models is better than base in mean utility; dpo gains the most."
     assert any("sft has exactly the weights of base" in note for note in report["notes"])
 
 
 def test_headline_tells_small_frequent_gains_from_none() -> None:
     """A mean can hide that most prompts got a little better while a few got much worse."""
 
-    def cell(low: float) -> dict[str, object]:
-        return {"verdict": "no clear difference", "difference": 0.0, "win_rate_interval": [low, 0.9]}
+    def cell(wins: str) -> dict[str, object]:
+        return {"verdict": "no clear difference", "difference": 0.0, "win_verdict": wins}
 
     report = {
-        "candidates": ["dpo", "sft"],
+        "candidates": ["dpo", "sft", "mapo"],
         "baseline": "base",
         "primary": "oracle",
         "metrics": {"oracle": {"label": "Utility"}},
-        "results": {"dpo": {"oracle": cell(0.6)}, "sft": {"oracle": cell(0.4)}},
+        "results": {
+            "dpo": {"oracle": cell("better")},
+            "sft": {"oracle": cell("no clear difference")},
+            "mapo": {"oracle": cell("worse")},
+        },
     }
-    none = "None of the 2 models is clearly better than base in mean utility"
-    assert headline(report) == f"{none}, yet dpo wins more prompts than base."
-    report["results"]["dpo"]["oracle"]["win_rate_interval"] = [0.5, 0.9]
-    assert headline(report) == f"{none}."
+    none = "None of the 3 models is clearly better than base in mean utility"
+    wins = "yet dpo wins more prompts than base and mapo loses more prompts to base"
+    assert headline(report) == f"{none}, {wins}."
+    report["candidates"] = ["dpo"]
+    report["results"] = {"dpo": report["results"]["dpo"]}
+    assert headline(report) == (
+        "No clear difference in mean utility between dpo and base, yet dpo wins more prompts than base."
+    )
+    report["results"]["dpo"]["oracle"] |= {"verdict": "better"}
+    assert headline(report) == "dpo is better than base in mean utility."
+    report["results"]["dpo"]["oracle"] |= {"win_verdict": "worse"}
+    assert headline(report) == (
+        "dpo is better than base in mean utility, yet dpo loses more prompts to base."
+    )
 
 
-def test_holm_runs_over_all_candidates_and_metrics(report: dict) -> None:
+def test_holm_runs_over_means_and_win_rates_of_all_candidates_and_metrics(report: dict) -> None:
     cells = [report["results"][name][metric] for name in ("dpo", "sft") for metric in report["metrics"]]
-    smallest = min(cells, key=lambda cell: cell["p"])
-    assert smallest["p_holm"] == pytest.approx(min(1.0, 8 * smallest["p"]))
-    assert all(cell["p_holm"] >= cell["p"] for cell in cells)
+    raw = [cell[key] for key in ("p", "win_rate_p") for cell in cells]
+    corrected = [cell[f"{key}_holm"] for key in ("p", "win_rate_p") for cell in cells]
+    assert len(raw) == 16
+    assert min(corrected) == pytest.approx(min(1.0, 16 * min(raw)))
+    assert all(adjusted >= p for adjusted, p in zip(corrected, raw, strict=True))
+
+
+REPORTS = 120
+
+
+def compared(
+    values: np.ndarray, kinds: list[str] | None = None, resamples: int = 400, **column: object
+) -> dict[str, Any]:
+    """A report on values [models, prompts] of one metric; the first model is the baseline."""
+    described = {"judge": {"columns": {"m": {"label": "M", "meaning": "", **column}}}}
+    prompts = values.shape[1]
+    rows = [
+        [
+            {
+                "id": f"{k}", "prompt_id": k, "prompt": f"p{k}", "seed": 0, "m": float(value),
+                "kind": kinds[k] if kinds else "a",
+            }
+            for k, value in enumerate(model)
+        ]
+        for model in values
+    ]  # fmt: skip
+    assert len(rows[0]) == prompts
+    folders = [ScoredFolder(Path(f"{n}"), f"model {n}", {}, described, model) for n, model in enumerate(rows)]
+    return compare(folders, resamples=resamples)
+
+
+def test_a_mean_and_a_win_rate_each_have_their_own_test() -> None:
+    """31 of 40 prompts gain a little, 9 lose much: the mean is unclear, the wins are not."""
+    gains = np.r_[np.full(31, 0.1), np.full(9, -0.4)]
+    cell = compared(np.stack([np.zeros(40), gains]), resamples=10_000)["results"]["model 1"]["m"]
+    assert cell["verdict"] == "no clear difference"
+    sign_test = 2 * sum(math.comb(40, k) for k in range(10)) / 2**40
+    assert cell["win_rate_p"] == pytest.approx(sign_test)
+    assert cell["win_rate_p_holm"] == pytest.approx(2 * sign_test)
+    assert cell["win_verdict"] == "better"
+    assert cell["p"] > 0.5
+
+
+@pytest.mark.parametrize(("wins", "ends"), [(20, (0.8389, 1.0)), (0, (0.0, 0.1611)), (19, (0.7639, 0.9911))])
+def test_the_interval_of_a_win_rate_is_never_narrower_than_wilsons(
+    wins: int, ends: tuple[float, float]
+) -> None:
+    """Wilson's of 20, 0 and 19 of 20 by hand: (k + 1.92) / (n + 3.84) -+ ..."""
+    gains = np.r_[np.ones(wins), -np.ones(20 - wins)]
+    low, high = compared(np.stack([np.zeros(20), gains]))["results"]["model 1"]["m"]["win_rate_interval"]
+    assert low <= ends[0] + 1e-4
+    assert high >= ends[1] - 1e-4
+    if wins != 19:
+        assert (low, high) == pytest.approx(ends, abs=1e-4)
+
+
+def test_a_share_that_all_prompts_agree_on_has_an_interval_too() -> None:
+    results = compared(np.ones((2, 20)), share=True)["results"]
+    assert results["model 0"]["m"]["interval"] == pytest.approx([0.8389, 1.0], abs=1e-4)
+    assert results["model 1"]["m"]["interval"] == pytest.approx([0.8389, 1.0], abs=1e-4)
+
+
+def test_one_prompt_has_no_interval_and_no_winner() -> None:
+    report = compared(np.array([[0.0], [1.0]]))
+    cell = report["results"]["model 1"]["m"]
+    assert (cell["interval"], cell["difference_interval"], cell["win_rate_interval"]) == (None, None, None)
+    assert cell["verdict"] == cell["win_verdict"] == "no clear difference"
+    assert headline(report) == "No clear difference in mean M between model 1 and model 0."
+    parts = compared(np.array([[0.0, 0, 0], [1, 2, 4]]), kinds=["a", "b", "b"])["kinds"]
+    assert parts["a"]["results"]["model 1"]["m"]["difference_interval"] is None
+    assert parts["b"]["results"]["model 1"]["m"]["difference_interval"] is not None
+
+
+@pytest.mark.parametrize(("law", "prompts"), [("normal", 4), ("ties", 5), ("lognormal of both", 8)])
+def test_equal_models_are_rarely_told_apart(law: str, prompts: int) -> None:
+    """Four candidates as good as the baseline: any claim in at most 5 % of reports (3 sigma: 11 %)."""
+    generator = np.random.default_rng(prompts)
+    claims = 0
+    for _ in range(REPORTS):
+        values = generator.normal(size=(5, prompts))
+        if law == "ties":
+            values = np.where(generator.random((5, prompts)) < 0.7, 0.0, np.sign(values))
+        elif law == "lognormal of both":
+            values = np.exp(values)
+        report = compared(values, resamples=50)
+        cells = [report["results"][name]["m"] for name in report["candidates"]]
+        named = any(
+            cell[key] != "no clear difference" for cell in cells for key in ("verdict", "win_verdict")
+        )
+        assert named or headline(report) == ("None of the 4 models is clearly better than model 0 in mean M.")
+        claims += named
+    assert claims / REPORTS < 0.05 + 3 * math.sqrt(0.05 * 0.95 / REPORTS)
 
 
 def test_best_and_worst_prompts_are_those_of_largest_difference(root: Path, report: dict) -> None:
