@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffpref.config import ModelConfig
 from diffpref.errors import UserError
 from diffpref.evaluators import Runtime, stats
 from diffpref.generation import MANIFEST, ROWS, generate
-from diffpref.pipelines import base_and_lora
+from diffpref.pipelines import versioned
 from diffpref.reporting.report import write_report
 from diffpref.scoring import check_names, load_judges, score_with
 from diffpref.suites import load_suite
@@ -44,6 +45,12 @@ class Plan:
     batch: int
     device: str | None
     dtype: str
+    revision: str = ""
+    variant: str = ""
+
+    def model(self, source: str) -> ModelConfig:
+        """What to load of a contestant. Raises UserError when it is no model."""
+        return versioned(source, self.revision, self.variant)
 
 
 def evaluate(
@@ -72,7 +79,7 @@ def evaluate(
     check_names(evaluators, weights or {})
     for contestant in contestants:
         if not contestant.is_drawn:
-            base_and_lora(contestant.source)
+            plan.model(contestant.source)
     if not all(contestant.is_drawn for contestant in contestants):
         # drawing takes hours: weights that cannot be loaded must not show up after it
         load_judges(evaluators, score_batch, runtime, weights or {})
@@ -83,7 +90,7 @@ def evaluate(
         else:
             folder = out / contestant.label
             generate(
-                contestant.source, plan.suite, folder, limit=plan.limit, batch=plan.batch,
+                plan.model(contestant.source), plan.suite, folder, limit=plan.limit, batch=plan.batch,
                 device=plan.device, dtype=plan.dtype, sampling=plan.sampling,
             )  # fmt: skip
         folders.append(folder)
@@ -118,7 +125,7 @@ def describe_precision(numbers: Mapping[str, Any]) -> str:
     lines = []
     for name in numbers["candidates"]:
         cell = numbers["results"][name][numbers["primary"]]
-        low, high = cell["win_rate_interval"]
+        low, high = cell["win_rate_interval"] or (0.0, 0.0)  # a single prompt has none
         total = cell["wins"] + cell["ties"] + cell["losses"]
         half = (high - low) / 2
         if half > 0:

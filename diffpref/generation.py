@@ -17,6 +17,7 @@ import transformers
 from tqdm import tqdm
 
 from diffpref import pipelines
+from diffpref.config import ModelConfig
 from diffpref.errors import UserError
 from diffpref.paths import atomic_write_bytes, atomic_write_text
 from diffpref.suites import PlannedImage, Suite, load_suite, sampling_arguments
@@ -67,7 +68,7 @@ class _Folder:
 
 
 def generate(
-    model: str,
+    model: str | ModelConfig,
     suite: str,
     out: str | Path,
     lora: str | None = None,
@@ -84,7 +85,8 @@ def generate(
     stopped run goes on where it was.
 
     Args:
-        model: diffusers folder, run folder, LoRA folder written by diffpref, ``tiny:model``, or a hub id.
+        model: diffusers folder, run folder, LoRA folder written by diffpref, ``tiny:model``, or a hub id;
+            with a revision or variant as ``ModelConfig``.
         suite: name of a shipped suite, path of a TOML file, or a list of prompts (see `load_suite`).
         lora: LoRA file or folder to load on top.
         limit: draw the first prompts only (0: all).

@@ -46,11 +46,11 @@ class RewardOptions:
 class ImplicitReward:
     """Policy and reference side by side. Draw k of a pair is that of training's validation with that seed."""
 
-    def __init__(self, model: str, reference: str, options: RewardOptions) -> None:
+    def __init__(self, model: ModelConfig, reference: ModelConfig, options: RewardOptions) -> None:
         """Raises UserError: no such model, two that differ in more than the denoiser, unfit options."""
         self.options = options
         base, lora = base_and_lora(reference)
-        self.family: Family = load_family(ModelConfig(base=base))
+        self.family: Family = load_family(base)
         self._reference = load_pipeline(reference).pipeline.unet if lora else self.family.unet
         self._policy, policy_prints = _policy(model, base, self.family)
         self.fingerprint: dict[str, Any] = {
@@ -160,17 +160,17 @@ class ImplicitReward:
         return torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32)
 
 
-def _policy(model: str, base: str, family: Family) -> tuple[nn.Module, dict[str, str]]:
+def _policy(model: ModelConfig, base: ModelConfig, family: Family) -> tuple[nn.Module, dict[str, str]]:
     """The denoiser of `model`, and what identifies it; its VAE, text encoder and schedule must be the
     family's."""
     own_base, lora = base_and_lora(model)
-    own = family if own_base == base else load_family(ModelConfig(base=own_base))
+    own = family if own_base == base else load_family(own_base)
     mine, theirs = own.fingerprint(), family.fingerprint()
     differing = [name for name in ("vae", "text", "config") if mine[name] != theirs[name]]
     if differing:
         names = {"vae": "VAE", "text": "text encoder", "config": "noise schedule or UNet's settings"}
         raise UserError(
-            f"{model} and its reference differ in more than their weights of the UNet",
+            f"{model.base} and its reference differ in more than their weights of the UNet",
             why=f"another {' and another '.join(names[name] for name in differing)}",
             fix="give the model that training started from as --reference",
         )

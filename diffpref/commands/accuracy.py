@@ -10,6 +10,7 @@ from diffpref.commands.arguments import (
     Overrides,
     Parser,
     add_evaluator_runtime,
+    add_version,
     count,
     pair,
     positive,
@@ -40,6 +41,7 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "--reference", metavar="MODEL", help="what --model was trained from (default: what its folder says)"
     )
+    add_version(parser, "of --model and --reference")
     parser.add_argument("--draws", type=positive, metavar="K", help="noises per pair (default 8; --model)")
     parser.add_argument("--seed", type=count, metavar="S", help="of the noises (default 0; --model)")
     parser.add_argument(
@@ -107,15 +109,19 @@ def _scorer(values: argparse.Namespace, processes: Any) -> tuple[Any, str]:
         return replace(scorer, scale=values.scale or 1.0), judge.name
     from diffpref.accuracy.reward import ImplicitReward, RewardOptions
     from diffpref.evaluation import label_of
-    from diffpref.pipelines import recorded_base
+    from diffpref.pipelines import check_recorded_base, recorded_base, versioned
 
-    reference = values.reference or recorded_base(values.model)
+    model = versioned(values.model, values.revision, values.variant)
+    given = versioned(values.reference, values.revision, values.variant) if values.reference else None
+    reference = given or recorded_base(values.model)
     low, high = values.timesteps or (0, -1)
     options = RewardOptions(
         values.draws or 8, values.seed or 0, low, high, values.resolution or 0, runtime.device, values.dtype
     )
-    reward = ImplicitReward(values.model, reference, options)
-    names = {"model": values.model, "reference": reference}
+    reward = ImplicitReward(model, reference, options)
+    if given is None:
+        check_recorded_base(values.model, reward.family.fingerprint())
+    names = {"model": values.model, "reference": reference.base}
     scale = values.scale or REWARD_SCALE
     return reward_scorer(reward, names, values.batch, scale, processes), label_of(values.model)
 
@@ -124,8 +130,8 @@ def _check(values: argparse.Namespace) -> None:
     if bool(values.evaluator) == bool(values.model):
         raise UserError("give --evaluator or --model, one of the two")
     if values.evaluator:
-        for option in ("reference", "draws", "seed", "timesteps", "resolution"):
-            if getattr(values, option) is not None:
+        for option in ("reference", "draws", "seed", "timesteps", "resolution", "revision", "variant"):
+            if getattr(values, option) not in (None, ""):
                 raise UserError(f"--{option} has no effect with --evaluator")
     elif values.weights:
         raise UserError("--weights has no effect with --model")

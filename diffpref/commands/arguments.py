@@ -34,6 +34,19 @@ def add_config_file(parser: Parser) -> bool:
     return True
 
 
+def add_version(parser: Parser, of: str) -> None:
+    """--revision and --variant, as `model.revision` and `model.variant` of a config."""
+    parser.add_argument(
+        "--revision", default="", metavar="REV", help=f"branch, tag or commit {of}, of hub ids"
+    )
+    parser.add_argument(
+        "--variant",
+        default="",
+        metavar="NAME",
+        help=f"weight file variant {of}, such as fp16, for the parts that have it",
+    )
+
+
 def count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")

@@ -10,6 +10,7 @@ from diffpref.commands.arguments import (
     Parser,
     add_evaluators,
     add_suite,
+    add_version,
     evaluator_names,
     positive,
     sampling,
@@ -38,6 +39,7 @@ def add_arguments(parser: Parser) -> bool:
         metavar="MODEL",
         help="models to compare; repeatable",
     )
+    add_version(parser, "of the models")
     add_suite(parser)
     add_evaluators(parser)
     parser.add_argument(
@@ -74,8 +76,9 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
 
     names = [values.baseline, *(name for group in values.candidate for name in group)]
     plan = Plan(
-        values.suite, sampling(values), values.limit, values.draw_batch, values.device, values.draw_dtype
-    )
+        values.suite, sampling(values), values.limit, values.draw_batch, values.device, values.draw_dtype,
+        values.revision, values.variant,
+    )  # fmt: skip
     out = Path(values.out)
     numbers = evaluate(
         [contestant(name) for name in names],

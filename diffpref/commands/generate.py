@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from diffpref.commands.arguments import Overrides, Parser, add_device, add_suite, positive, sampling
+from diffpref.commands.arguments import (
+    Overrides,
+    Parser,
+    add_device,
+    add_suite,
+    add_version,
+    positive,
+    sampling,
+)
 
 SUMMARY = "Draw a suite of prompts with a model."
 
@@ -13,6 +21,7 @@ def add_arguments(parser: Parser) -> bool:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="pipeline folder, hub id, or tiny:model"
     )
+    add_version(parser, "of MODEL")
     parser.add_argument("--lora", metavar="LORA", help="folder of a LoRA to put on the model")
     add_suite(parser)
     parser.add_argument(
@@ -35,10 +44,11 @@ def add_arguments(parser: Parser) -> bool:
 
 
 def run(values: argparse.Namespace, _: Overrides) -> None:
+    from diffpref.config import ModelConfig
     from diffpref.generation import generate
 
     folder = generate(
-        values.model,
+        ModelConfig(base=values.model, revision=values.revision, variant=values.variant),
         values.suite,
         values.out,
         lora=values.lora,

@@ -12,9 +12,10 @@ from transformers.utils import logging as transformers_logging
 from diffpref.config import ModelConfig
 from diffpref.errors import UserError
 from diffpref.families.base import Conditioning, Family
-from diffpref.families.loading import model_folder, read_index
+from diffpref.families.loading import load_part, model_folder, read_index
 from diffpref.families.sd import StableDiffusion
 from diffpref.families.sdxl import StableDiffusionXL
+from diffpref.paths import resolve
 
 FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionPipeline": StableDiffusion,
@@ -37,7 +38,19 @@ class ModelFiles:
         for library in (diffusers_logging, transformers_logging):
             library.disable_progress_bar()  # a bar per weight file would tear our own
         family: Any = FAMILIES[self.index["_class_name"]]  # a protocol says nothing of constructors
-        return family(self.folder, self.index, self.config)
+        # configs that no loader refuses fail in what is made of them
+        return load_part(lambda: family(self.folder, self.index, self.config), f"the model {self.folder}")
+
+    def origin(self) -> dict[str, str]:
+        """What to load to have this model again: base, revision, variant, and the commit of a hub id."""
+        config = self.config
+        is_hub_id = isinstance(resolve(config.base), str)
+        return {
+            "base": config.base,
+            "revision": config.revision if is_hub_id else "",
+            "commit": self.folder.name if is_hub_id and self.folder.parent.name == "snapshots" else "",
+            "variant": config.variant,
+        }
 
 
 def find_model(config: ModelConfig) -> ModelFiles:

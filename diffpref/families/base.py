@@ -73,6 +73,11 @@ class Family(Protocol):
         """Write the adapters as `load_lora_weights` reads them, rank, alpha and targets in the metadata."""
         ...
 
+    @staticmethod
+    def fingerprint_of(pipeline: Any) -> dict[str, str]:
+        """`fingerprint`'s "text" and "unet" of a diffusers pipeline of the family, its weights fp32."""
+        ...
+
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the values of the base model's "vae", "text" (tokenizer included) and
         "unet", and "config" of the settings of UNet and schedule."""

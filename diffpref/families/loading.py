@@ -4,13 +4,16 @@ folder."""
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import logging
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from diffpref.config import ModelConfig
@@ -18,6 +21,12 @@ from diffpref.errors import UserError
 from diffpref.paths import resolve_or_hub_id
 
 INDEX = "model_index.json"
+POINTER, POINTER_BYTES = b"version https://git-lfs", 1024
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model|pytorch_model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?"
+    r"\.(?:safetensors|bin)"
+)
+log = logging.getLogger("diffpref")
 T = TypeVar("T")
 
 
@@ -28,8 +37,6 @@ def model_folder(config: ModelConfig) -> Path:
 
 
 def _download(hub_id: str, config: ModelConfig) -> Path:
-    from diffusers import DiffusionPipeline
-
     try:
         return Path(
             DiffusionPipeline.download(
@@ -56,9 +63,12 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        index["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read", why=one_line(error), fix="fetch the model again") from error
+        known = isinstance(index, dict) and isinstance(index.get("_class_name"), str)
+        why = "" if known else "it names no pipeline class"
+    except (OSError, ValueError, RecursionError) as error:
+        why = one_line(error)
+    if why:
+        raise UserError(f"{path} cannot be read", why=why, fix="fetch the model again")
     return dict(index)
 
 
@@ -71,6 +81,19 @@ def check_parts(folder: Path, parts: Iterable[str]) -> None:
             why=f"missing or empty: {', '.join(missing)}",
             fix="fetch the model again",
         )
+    for part in parts:
+        for path in (folder / part).iterdir():
+            if path.is_file() and path.stat().st_size < POINTER_BYTES and _is_pointer(path):
+                raise UserError(
+                    f"{path} stands for a file that was not fetched",
+                    why="it is a pointer of Git LFS",
+                    fix="run git lfs pull in the model's repository",
+                )
+
+
+def _is_pointer(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
 
 
 def load_part(load: Callable[[], T], what: str) -> T:
@@ -87,30 +110,91 @@ def load_part(load: Callable[[], T], what: str) -> T:
         ) from error
 
 
+def part_variant(folder: Path, wanted: str) -> str | None:
+    """The variant of the weights to read in a part's folder; None for those without one.
+
+    wanted: applies to the parts that have it. A part that has weights of a single variant alone is read as it
+    is.
+    """
+    found = [_WEIGHTS.fullmatch(path.name) for path in folder.iterdir()]
+    variants = {match["variant"] for match in found if match}
+    if wanted in variants:
+        return wanted
+    return next(iter(variants)) if len(variants) == 1 else None
+
+
+def load_network(
+    kind: Any, folder: Path | str, part: str, dtype: torch.dtype = torch.float32, variant: str = ""
+) -> Any:
+    """A network of a pipeline folder or hub id, all of whose weights are there. part "": the folder itself.
+
+    Raises UserError: weights that are missing (the libraries would draw random numbers), damaged, of another
+    shape.
+    """
+    what = f"the {part} of {folder}" if part else f"the {kind.__name__} of {folder}"
+    options: dict[str, Any] = {"subfolder": part} if part else {}
+    if isinstance(folder, Path):
+        check_parts(folder, [part])
+        options["variant"] = part_variant(folder / part, variant)
+    network, found = load_part(
+        lambda: kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options), what
+    )
+    missing, left = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise UserError(
+            f"cannot load {what}",
+            why=f"{len(missing)} of its weights are missing: {', '.join(missing[:3])}",
+            fix="fetch the model again",
+        )
+    if left:
+        log.warning("%s has %d weights that it does not use: %s", what, len(left), ", ".join(left[:3]))
+    return network
+
+
 class PartLoader:
     """Loads the parts of one pipeline folder: networks as fp32, of the wanted variant."""
 
     def __init__(self, folder: Path, variant: str) -> None:
-        self.folder, self.variant = folder, variant or None
+        self.folder, self._variant = folder, variant
 
     def __call__(self, kind: Any, part: str) -> Any:
-        return load_part(
-            lambda: kind.from_pretrained(
-                self.folder, subfolder=part, dtype=torch.float32, **self._variant_option()
-            ),
-            f"the {part} of {self.folder}",
-        )
+        return load_network(kind, self.folder, part, torch.float32, self._variant)
 
     def vae(self) -> AutoencoderKL:
         return self(AutoencoderKL, "vae")
+
+    def pipeline(self, **given: Any) -> Any:
+        """The whole pipeline, with the parts given."""
+        return load_pipeline_folder(self.folder, torch.float32, self._variant, **given)
 
     def tokenizer(self, kind: Any, part: str) -> Any:
         return load_part(
             lambda: kind.from_pretrained(self.folder, subfolder=part), f"the {part} of {self.folder}"
         )
 
-    def _variant_option(self) -> dict[str, str]:
-        return {"variant": self.variant} if self.variant else {}
+
+def load_pipeline_folder(folder: Path, dtype: torch.dtype, variant: str = "", **given: Any) -> Any:
+    """The pipeline of a folder, whatever its class; its networks by `load_network`, but for those given.
+
+    Raises UserError when a part is damaged or missing.
+    """
+    index = read_index(folder)
+    for name, entry in index.items():
+        if name not in given and isinstance(entry, list) and entry[:1] in (["diffusers"], ["transformers"]):
+            kind = getattr(importlib.import_module(entry[0]), str(entry[1]), None)
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                given[name] = load_network(kind, folder, name, dtype, variant)
+    rest = [
+        name for name, entry in index.items() if isinstance(entry, list) and any(entry) and name not in given
+    ]
+    check_parts(folder, rest)
+    variants = [part_variant(folder / name, variant) for name in rest]
+    return load_part(
+        lambda: DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, variant=next(filter(None, variants), None), **given
+        ),
+        f"the model {folder}",
+    )
 
 
 def unet_skeleton(folder: Path) -> UNet2DConditionModel:

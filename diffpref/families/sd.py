@@ -21,7 +21,6 @@ from diffpref.families.loading import (
     PartLoader,
     check_parts,
     check_unet,
-    load_part,
     side_multiple,
     tokenizer_rules,
     weights_hash,
@@ -123,12 +122,7 @@ class StableDiffusion:
         return pipeline
 
     def save(self, unet: nn.Module, folder: Path) -> None:
-        pipeline = load_part(
-            lambda: StableDiffusionPipeline.from_pretrained(
-                self._folder, unet=unet, dtype=torch.float32, variant=self._load.variant
-            ),
-            f"the model {self._folder}",
-        )
+        pipeline = self._load.pipeline(unet=unet, text_encoder=self.text_encoder)
         pipeline.save_pretrained(folder, safe_serialization=True)
 
     def save_lora(self, unet: nn.Module, folder: Path, adapter: str = ADAPTER) -> None:
@@ -138,8 +132,15 @@ class StableDiffusion:
         if not self._fingerprint:
             self._fingerprint = {
                 "vae": weights_hash([self.codec.module]),
-                "text": weights_hash([self.text_encoder], extra=tokenizer_rules(self._tokenizer)),
-                "unet": weights_hash([self.unet]),
+                **_prints(self.text_encoder, self._tokenizer, self.unet),
                 "config": self.schedule.fingerprint(self.unet.config),
             }
         return self._fingerprint
+
+    @staticmethod
+    def fingerprint_of(pipeline: StableDiffusionPipeline) -> dict[str, str]:
+        return _prints(pipeline.text_encoder, pipeline.tokenizer, pipeline.unet)
+
+
+def _prints(text: nn.Module, tokenizer: CLIPTokenizer, unet: nn.Module) -> dict[str, str]:
+    return {"text": weights_hash([text], extra=tokenizer_rules(tokenizer)), "unet": weights_hash([unet])}

@@ -21,7 +21,6 @@ from diffpref.families.loading import (
     PartLoader,
     check_parts,
     check_unet,
-    load_part,
     side_multiple,
     tokenizer_rules,
     weights_hash,
@@ -169,12 +168,8 @@ class StableDiffusionXL:
         return pipeline
 
     def save(self, unet: nn.Module, folder: Path) -> None:
-        pipeline = load_part(
-            lambda: StableDiffusionXLPipeline.from_pretrained(
-                self._folder, unet=unet, dtype=torch.float32, variant=self._load.variant
-            ),
-            f"the model {self._folder}",
-        )
+        first, second = self.text_encoders
+        pipeline = self._load.pipeline(unet=unet, text_encoder=first, text_encoder_2=second)
         pipeline.save_pretrained(folder, safe_serialization=True)
 
     def save_lora(self, unet: nn.Module, folder: Path, adapter: str = ADAPTER) -> None:
@@ -182,11 +177,25 @@ class StableDiffusionXL:
 
     def fingerprint(self) -> dict[str, str]:
         if not self._fingerprint:
-            rules = "".join(tokenizer_rules(tokenizer) for tokenizer in self._tokenizers)
             self._fingerprint = {
                 "vae": weights_hash([self.codec.module]),
-                "text": weights_hash(self.text_encoders, extra=f"{self._zeros_for_empty}{rules}"),
-                "unet": weights_hash([self.unet]),
+                **_prints(self.text_encoders, self._tokenizers, self._zeros_for_empty, self.unet),
                 "config": self.schedule.fingerprint(self.unet.config),
             }
         return self._fingerprint
+
+    @staticmethod
+    def fingerprint_of(pipeline: StableDiffusionXLPipeline) -> dict[str, str]:
+        return _prints(
+            [pipeline.text_encoder, pipeline.text_encoder_2],
+            [pipeline.tokenizer, pipeline.tokenizer_2],
+            bool(pipeline.config.force_zeros_for_empty_prompt),
+            pipeline.unet,
+        )
+
+
+def _prints(
+    texts: list[Any], tokenizers: list[CLIPTokenizer], zeros_for_empty: bool, unet: nn.Module
+) -> dict[str, str]:
+    rules = "".join(tokenizer_rules(tokenizer) for tokenizer in tokenizers)
+    return {"text": weights_hash(texts, extra=f"{zeros_for_empty}{rules}"), "unet": weights_hash([unet])}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffpref.config import ModelConfig
 from diffpref.errors import UserError
-from diffpref.families.loading import load_part
+from diffpref.families.loading import load_network
 from diffpref.paths import resolve_or_hub_id
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,12 +95,9 @@ class LatentCodec:
 
 def _load_other(name: str) -> AutoencoderKL:
     place = resolve_or_hub_id(name, "VAE (model.vae)")
-    options = {}
-    if isinstance(place, Path) and not (place / "config.json").is_file() and (place / "vae").is_dir():
-        options["subfolder"] = "vae"  # a whole pipeline was given
-    return load_part(
-        lambda: AutoencoderKL.from_pretrained(place, dtype=torch.float32, **options), f"the VAE {name}"
-    )
+    whole = isinstance(place, Path) and not (place / "config.json").is_file() and (place / "vae").is_dir()
+    vae: AutoencoderKL = load_network(AutoencoderKL, place, "vae" if whole else "")
+    return vae
 
 
 def _check_same_latents(name: str, other: Any, own: dict[str, Any]) -> None:

@@ -29,13 +29,20 @@ def exported_step(run: Path) -> int:
 
 
 def export_model(
-    run: Path, config: TrainConfig, family: Family, unet: nn.Module, step: int, summary: Mapping[str, Any]
+    run: Path,
+    config: TrainConfig,
+    family: Family,
+    unet: nn.Module,
+    step: int,
+    origin: Mapping[str, str],
+    summary: Mapping[str, Any],
 ) -> Path:
     """Write RUN/model: a diffusers pipeline folder, or a LoRA with the name of its base; a model card in
     both.
 
-    step: at which the run ended. Staged beside and renamed, so RUN/model never holds half a model. Raises
-    UserError when the disk is full.
+    step: at which the run ended. origin: `ModelFiles.origin` of the base, recorded with the hashes of its
+    weights, so that a LoRA is drawn on that base alone. Staged beside and renamed, so RUN/model never holds
+    half a model. Raises UserError when the disk is full.
     """
     target, staged = run / "model", run / ".model.staged"
     shutil.rmtree(staged, ignore_errors=True)
@@ -46,7 +53,9 @@ def export_model(
                 family.save(unet, staged)
             else:
                 family.save_lora(unet, staged)
-            about = {"base": config.model.base, "adapter": config.adapter.type, "step": step}
+            about = {
+                **origin, "fingerprint": family.fingerprint(), "adapter": config.adapter.type, "step": step,
+            }  # fmt: skip
             (staged / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             write_model_card(staged, config, dict(summary))
             for path in staged.rglob("*"):

@@ -60,6 +60,7 @@ class _Session:
         self.accelerator: Accelerator = self.launch.accelerator
         self.folder = RunFolder(config)
         self._begun = False
+        self._origin: dict[str, str] = {}
 
     @property
     def main(self) -> bool:
@@ -149,7 +150,7 @@ class _Session:
             **({"best_step": trainer.early_stop.best_step} if trainer.early_stop else {}),
             **({"metrics": _last_row(trainer.trackers.metrics)} if trainer.trackers else {}),
         }
-        model = export_model(self.folder.path, config, family, unet, trainer.step, summary)
+        model = export_model(self.folder.path, config, family, unet, trainer.step, self._origin, summary)
         self.folder.write_manifest({**manifest, "summary": summary})
         speed = f"{summary['pairs_per_second']:.2f} pairs/s, " if trainer.seconds else ""
         log.info(
@@ -162,6 +163,7 @@ class _Session:
     def _load(self) -> Family:
         """The model, after everything that can be said against it without its weights."""
         files = find_model(self.config.model)
+        self._origin = files.origin()
         if self.config.adapter.type != "none":
             check_targets(unet_skeleton(files.folder), self.config.adapter)
         family = files.load()

@@ -173,7 +173,7 @@ def test_mistakes_in_the_model_are_named(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, broken)
     weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot load the model"):
+    with pytest.raises(UserError, match="cannot load the unet"):
         load_pipeline(str(broken))
 
 
