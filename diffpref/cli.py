@@ -12,6 +12,7 @@ from diffpref import __version__
 from diffpref.commands import COMMANDS
 from diffpref.commands.arguments import Parser
 from diffpref.errors import UserError, nearest
+from diffpref.paths import forget_tidied
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
     )  # peft imports it, and it talks of 4-bit kernels
+    forget_tidied()
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

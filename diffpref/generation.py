@@ -19,7 +19,7 @@ from tqdm import tqdm
 from diffpref import pipelines
 from diffpref.config import ModelConfig
 from diffpref.errors import UserError
-from diffpref.paths import atomic_write_bytes, atomic_write_text
+from diffpref.paths import atomic_write_bytes, atomic_write_text, remove_abandoned
 from diffpref.suites import PlannedImage, Suite, load_suite, sampling_arguments
 
 MANIFEST = "manifest.json"
@@ -34,6 +34,7 @@ class _Folder:
 
     def open(self, settings: dict[str, Any]) -> None:
         """Start the folder, or check that the images in it were made with these very settings."""
+        remove_abandoned(self.path / "images")
         manifest = self.path / MANIFEST
         if not manifest.exists():
             if (self.path / ROWS).exists():

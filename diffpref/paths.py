@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +19,9 @@ from diffpref.errors import UserError, nearest
 PACKAGE = Path(__file__).resolve().parent
 TINY_PREFIX = "tiny:"
 TINY_ASSETS = PACKAGE / "tiny" / "assets"
+LONGEST_NAME = 255  # bytes, of one file or folder, on nearly every file system
+SHOWN = 300  # characters of a path in a message
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as mkstemp draws them in `atomic_write_bytes`
 
 
 def resolve(spec: str) -> Path | str:
@@ -24,20 +31,31 @@ def resolve(spec: str) -> Path | str:
     """
     if spec.startswith(TINY_PREFIX):
         return TINY_ASSETS / spec.removeprefix(TINY_PREFIX)
-    path = Path(spec).expanduser()
-    return path if spec and path.exists() else spec
+    path = home_path(spec)
+    return path if spec and os.path.exists(path) else spec
 
 
 def resolve_existing(spec: str, what: str) -> Path:
     """The path that `spec` means. Raises UserError when nothing is there; `what` names it ("model")."""
     path = resolve(spec)
-    if isinstance(path, Path) and path.exists():
+    if isinstance(path, Path) and os.path.exists(path):
         return path
     raise UserError(
-        f"{what} not found: {spec!r}",
-        why="the name is empty" if not spec else _why_missing(Path(path).expanduser()),
-        fix=_neighbour_hint(spec, Path(path).expanduser()),
+        f"{what} not found: {shown(spec)!r}",
+        why="the name is empty" if not spec else _why_missing(home_path(path)),
+        fix=_neighbour_hint(spec, home_path(path)),
     )
+
+
+def shown(path: str | Path) -> str:
+    """A path as messages show it: one of thousands of characters would hide what they say."""
+    text = str(path)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def home_path(spec: str | Path) -> Path:
+    """`spec` with "~" as the home folder; the "~" stays where no user has that name."""
+    return Path(os.path.expanduser(spec))
 
 
 def resolve_or_hub_id(spec: str, what: str) -> Path | str:
@@ -51,15 +69,17 @@ def resolve_or_hub_id(spec: str, what: str) -> Path | str:
 
 def _why_missing(path: Path) -> str:
     """Name the first part of the path that does not exist."""
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        return f"a name in it has more than {LONGEST_NAME} bytes, which no file system takes"
     for folder in reversed(path.parents):
-        if not folder.exists():
+        if not os.path.exists(folder):
             return f"the folder {folder} does not exist"
     return f"{path.parent.resolve()} holds nothing called {path.name!r}"
 
 
 def _neighbour_hint(spec: str, path: Path) -> str:
     """Point at a name in the same folder that looks like the one asked for."""
-    if spec and path.parent.is_dir():
+    if spec and os.path.isdir(path.parent):
         close = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
         if close:
             head = spec[: len(spec) - len(path.name)] if spec.endswith(path.name) else ""
@@ -103,19 +123,62 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _tidy_once(os.path.abspath(path.parent))
+    descriptor, temporary = _locked_temporary(path)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fchmod(stream.fileno(), _mode_of(path))
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # before the file is closed, which unlocks it
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Remove the temporary files of `atomic_write_bytes` that a kill left in `folder`.
+
+    Those of a process that lives are locked by it and stay; where the file system has no locks, all stay.
+    """
+    with contextlib.suppress(OSError):
+        for name in [name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]:
+            with contextlib.suppress(OSError):
+                _remove_unlocked(os.path.join(folder, name))
+
+
+def forget_tidied() -> None:
+    """Let the next write into each folder look for abandoned files again: a command starts."""
+    _tidy_once.cache_clear()
+
+
+@functools.cache  # a folder of 100,000 images is listed once in a command, not for each image
+def _tidy_once(folder: str) -> None:
+    remove_abandoned(folder)
+
+
+def _remove_unlocked(path: str) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # nothing to wait for in a FIFO
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _locked_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, open and locked for as long as it is open."""
+    while True:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(temporary):
+            return descriptor, temporary
+        os.close(descriptor)  # another process tidied between the two steps
 
 
 def _mode_of(path: Path) -> int:

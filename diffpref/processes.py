@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -88,6 +89,26 @@ def refuse_several(command: str) -> None:
             why=f"WORLD_SIZE is {world}, and each process would do all the work",
             fix=f"start it as diffpref {command}",
         )
+
+
+def worker_died(code: int | None, setting: str) -> UserError:
+    """The error to raise when a worker process ended before its work. code: its exit code, where there is
+    one; setting: what sets the number of workers ("--workers")."""
+    ended = "it ended before its work was done" if code is None else f"its exit code is {code}"
+    return UserError(
+        "a worker process died",
+        why=f"{ended}; -9 is what the system gives when memory runs out",
+        fix=f"run the same command again, with fewer {setting} if memory was short",
+    )
+
+
+@contextlib.contextmanager
+def told_when_a_worker_dies(setting: str) -> Iterator[None]:
+    """Turn the end of a process of a pool into a UserError. setting: as in `worker_died`."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise worker_died(None, setting) from error
 
 
 def cpu_is_wanted() -> bool:

@@ -12,6 +12,7 @@ from diffpref.data.buckets import Buckets
 from diffpref.data.images import PixelSample, to_pixels
 from diffpref.data.pairs import PairTable
 from diffpref.engine.local import end_with_parent
+from diffpref.processes import told_when_a_worker_dies
 
 CHUNK = 16
 
@@ -56,8 +57,9 @@ class PairDecoder:
                 yield _decode(self._table, index, self._buckets)
             return
         chunks = [range(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
-        for decoded in self._pool.map(_decode_chunk, chunks):
-            yield from decoded
+        with told_when_a_worker_dies("data.workers"):
+            for decoded in self._pool.map(_decode_chunk, chunks):
+                yield from decoded
 
 
 def _decode(table: PairTable, index: int, buckets: Buckets) -> DecodedPair:

@@ -51,8 +51,8 @@ def told_when_refused(what: str, consequence: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if not error.errno or _is_no_room(error) or isinstance(error, ConnectionError | BrokenPipeError):
+    except (OSError, SafetensorError) as error:
+        if not _number(error) or _is_no_room(error) or isinstance(error, ConnectionError):
             raise
         raise UserError(
             f"{what} stopped at an error of the system",
@@ -77,7 +77,12 @@ def told_when_not_writable(place: Path) -> Iterator[None]:
 
 
 def _is_no_room(error: Exception) -> bool:
+    return _number(error) in _NO_ROOM
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error; safetensors wraps it in its text."""
     if isinstance(error, OSError):
-        return error.errno in _NO_ROOM
-    found = re.search(r"os error (\d+)", str(error))  # safetensors wraps the error number in its text
-    return found is not None and int(found[1]) in _NO_ROOM
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None

@@ -31,6 +31,7 @@ from diffpref.data.sources.base import (
     shorten,
 )
 from diffpref.engine.local import end_with_parent
+from diffpref.processes import told_when_a_worker_dies
 
 CHUNK = 16
 LARGEST_FILE = 256 * 2**20
@@ -163,12 +164,13 @@ def judge_all(candidates: Iterable[Candidate], keep_ties: bool, workers: int) ->
     pending: deque[Future[list[Judged]]] = deque()
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(keep_ties,))
     try:
-        for chunk in chunks:
-            pending.append(pool.submit(_judge_chunk, chunk))
-            if len(pending) > 2 * workers:
+        with told_when_a_worker_dies("--workers"):
+            for chunk in chunks:
+                pending.append(pool.submit(_judge_chunk, chunk))
+                if len(pending) > 2 * workers:
+                    yield from pending.popleft().result()
+            while pending:
                 yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

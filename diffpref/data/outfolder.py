@@ -14,7 +14,7 @@ from diffpref import __version__
 from diffpref.data.disk import told_when_not_writable
 from diffpref.data.parts import part_path, read_footer
 from diffpref.errors import UserError
-from diffpref.paths import atomic_write_text, fingerprint, sha256_file
+from diffpref.paths import atomic_write_text, fingerprint, remove_abandoned, sha256_file
 
 SETTINGS, REPORT, MANIFEST = "settings.json", "report.json", "manifest.json"
 _EDGE = 2**20  # bytes of each end of a Parquet file that its digest covers; the footer is among them
@@ -29,6 +29,7 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is no folder", fix="choose another")
+    remove_abandoned(out)
     try:
         found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -16,6 +16,7 @@ from typing import Any
 
 from diffpref.engine.base import Engine, Job, carried
 from diffpref.errors import UserError
+from diffpref.processes import worker_died
 
 READY, ROWS, ERROR, BUG = range(4)
 
@@ -111,11 +112,7 @@ class _Team:
     def _death(self, pipe: Connection) -> UserError:
         process = self._members[pipe]
         process.join()
-        return UserError(
-            "a worker process died",
-            why=f"its exit code is {process.exitcode}; -9 is what the system gives when memory runs out",
-            fix="run the same command again, with fewer --workers if memory was short",
-        )
+        return worker_died(process.exitcode, "--workers")
 
 
 def _serve(job: Job, device: str, pipe: Connection) -> None:

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 STAGED, REMOVED = ".staged-", ".removed-"
 DAMAGED = "damaged-"
-_IS_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+_IS_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 """Errors that say what is on the disk; all others say that the disk could not be asked."""
 
 
@@ -87,7 +87,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        if target.exists():
+        if os.path.lexists(target):
             self.set_aside(target)
         os.rename(staged, target)
         sync_folder(self.folder)
@@ -102,7 +102,7 @@ class Checkpoints:
         """
         faults: dict[Path, str] = {}
         for checkpoint in self._by_step():
-            fault = _fault(checkpoint.path)
+            fault = _fault(checkpoint.path, checkpoint.step)
             if not fault:
                 return checkpoint, faults
             faults[checkpoint.path] = fault
@@ -117,7 +117,7 @@ class Checkpoints:
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name.startswith((STAGED, REMOVED)):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _delete(path)
 
     def set_aside(self, path: Path) -> Path:
         """Rename a damaged checkpoint so that it is none any more; returns its new path."""
@@ -141,10 +141,14 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _fault(folder: Path) -> str:
-    """What is wrong with a checkpoint, "" when it is whole. Raises UserError when it cannot be read."""
+def _fault(folder: Path, step: int) -> str:
+    """What is wrong with the checkpoint of a step, "" when it is whole. Raises UserError when it cannot be
+    read."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["step"] != step:
+            return f"it was saved as step {manifest['step']}"
         # sizes first: hashing gigabytes to find a short file would be a waste
         for name, entry in files.items():
             size = (folder / name).stat().st_size
@@ -171,6 +175,14 @@ def _fault(folder: Path) -> str:
 def _remove(folder: Path) -> None:
     """Remove a checkpoint under another name: a kill in between leaves nothing that looks like one."""
     place = folder.with_name(f"{REMOVED}{folder.name}")
-    shutil.rmtree(place, ignore_errors=True)
+    _delete(place)
     os.rename(folder, place)
-    shutil.rmtree(place, ignore_errors=True)
+    _delete(place)
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder, or a link or file in place of one: what a link names stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -15,11 +15,13 @@ import torch
 from diffpref.config import TrainConfig
 from diffpref.data.cache import finish, full_disk_is_told, open_cache, prepare, progress_bar
 from diffpref.data.cache_need import check_room, describe, needs
+from diffpref.data.disk import told_when_refused
 from diffpref.data.encoding import Encoder, Task
 from diffpref.data.pairs import PairTable
 from diffpref.engine import Engine, Worker, require_engine, require_shard, run_units
 from diffpref.errors import UserError
 from diffpref.families import Family, find_model
+from diffpref.paths import shown
 from diffpref.processes import Processes, best_device, choose_device, cpu_is_wanted, place_in_launch
 from diffpref.training.run import cache_folder, open_tables, report_cache
 from diffpref.training.setup import check_model, set_numerics
@@ -47,10 +49,15 @@ def encode(config: TrainConfig, options: EncodeOptions | None = None) -> Path:
     Raises UserError: a mistake in config, model or data, a cache of something else in data.cache_dir, a disk
     that is too small, a damaged file, too many bad rows.
     """
-    options = options or EncodeOptions()
+    folder = cache_folder(config)
+    with told_when_refused(f"the cache {shown(folder)}", "what is finished of it stays and will be used"):
+        return _encode(config, options or EncodeOptions(), folder)
+
+
+def _encode(config: TrainConfig, options: EncodeOptions, folder: Path) -> Path:
     place = place_in_launch()
     first, step = _share(options, place)
-    folder, named = cache_folder(config), bool(config.data.cache_dir)
+    named = bool(config.data.cache_dir)
     set_numerics(config)
     tables = open_tables(config, first == 0)
     family = _load(config)

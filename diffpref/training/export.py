@@ -24,7 +24,7 @@ def exported_step(run: Path) -> int:
     """Optimizer steps that went into RUN/model; 0 when there is none."""
     try:
         return int(json.loads((run / "model" / ABOUT).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, OverflowError):
         return 0
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 
@@ -16,11 +18,13 @@ from diffpref import environment
 from diffpref.config import TrainConfig, to_dict
 from diffpref.data.cache import Share, build_cache
 from diffpref.data.cached import EncodedPairs
+from diffpref.data.disk import told_when_disk_is_full, told_when_refused
 from diffpref.data.pairs import PairTable, open_pairs
 from diffpref.errors import UserError
 from diffpref.families import Family, find_model
 from diffpref.families.loading import unet_skeleton
 from diffpref.objectives import OBJECTIVES
+from diffpref.paths import home_path, shown
 from diffpref.training.checkpoint import Checkpoint
 from diffpref.training.export import export_model
 from diffpref.training.hub import check_hub, push
@@ -67,21 +71,36 @@ class _Session:
         return bool(self.accelerator.is_main_process)
 
     def train(self) -> Path:
+        path, rest = self.folder.path, "it continues from its last checkpoint, if it has one"
+        run = f"the run {shown(path)}"
+        with told_when_refused(run, rest), told_when_disk_is_full(run, rest):
+            try:
+                self._run()
+            except UserError as error:
+                # what is in the cache has cost hours
+                kept = isinstance(error.__cause__, OSError | SafetensorError | BrokenExecutor)
+                self.folder.close(undo=not (self._begun or kept))
+                raise
+            finally:
+                self.folder.close()
+        return path
+
+    def _find_start(self) -> Checkpoint | None:
+        """Lock the folder, then look: both by the main process, whose word the others take."""
+        found: list[Checkpoint | UserError | None] = [None]
         if self.main:
-            self.folder.open()
-        self.accelerator.wait_for_everyone()
-        try:
-            self._run()
-        except UserError as error:
-            kept = isinstance(error.__cause__, OSError | SafetensorError)  # what a full disk has of the cache
-            self.folder.close(undo=not (self._begun or kept))
-            raise
-        finally:
-            self.folder.close()
-        return self.folder.path
+            try:
+                self.folder.open()
+                found = [self.folder.find_start(self.accelerator.num_processes)]
+            except UserError as error:
+                found = [error]
+        broadcast_object_list(found)
+        if isinstance(found[0], UserError):
+            raise found[0]
+        return found[0]
 
     def _run(self) -> None:
-        start = self.folder.find_start(self.accelerator.num_processes)
+        start = self._find_start()
         if start is not None and self.folder.is_finished(start):
             self._tell_finished(start)
             return
@@ -97,7 +116,6 @@ class _Session:
         caches = self._caches(family, tables)
         inputs |= {f"pairs.{name}": cache.fingerprint for name, cache in caches.items()}
         manifest = self._manifest(inputs, tables, caches)
-        self.accelerator.wait_for_everyone()  # all have found their start before it is tidied
         if self.main:
             self.folder.begin(manifest, start)
         self._begun = True
@@ -246,7 +264,7 @@ def _last_row(metrics: Metrics) -> dict[str, Any]:
 
 def cache_folder(config: TrainConfig) -> Path:
     """Where `encode` and `train` keep latents and embeddings, a folder for each set of pairs."""
-    return Path(config.data.cache_dir or Path(config.output) / "cache").expanduser()
+    return home_path(config.data.cache_dir or Path(config.output) / "cache")
 
 
 def _data_summary(table: PairTable, cache: EncodedPairs) -> dict[str, Any]:

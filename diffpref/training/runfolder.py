@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 
 from diffpref.config import TrainConfig, config_difference, load_train_config, to_toml
 from diffpref.errors import UserError
-from diffpref.paths import atomic_write_text
+from diffpref.paths import atomic_write_text, home_path, remove_abandoned, shown
 from diffpref.training.checkpoint import Checkpoint, Checkpoints
 from diffpref.training.export import exported_step
 
@@ -21,6 +22,7 @@ log = logging.getLogger("diffpref")
 
 CONFIG, MANIFEST, METRICS = "config.toml", "manifest.json", "metrics.jsonl"
 ATTEMPTS = 10  # to lock a folder that another process removes at the same moment
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}  # what a file system without locks answers
 MAY_CHANGE = ("output", "checkpoint.", "log.", "sampling.every:", "data.cache_dir", "data.workers", "export.")
 """Settings that a resumed run may change: they alter neither the weights nor the metrics."""
 
@@ -29,7 +31,7 @@ class RunFolder:
     """RUN of one config. Nothing is written before `open`."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, self.path = config, Path(config.output).expanduser()
+        self.config, self.path = config, home_path(config.output)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self._made = False
         self._faults: dict[Path, str] = {}
@@ -85,39 +87,51 @@ class RunFolder:
     def open(self) -> None:
         """Create the folder and lock it against a second process. Raises UserError when one is at work in
         it, or the folder cannot be used."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output {self.path} is a file", fix="name a folder")
+        name = shown(self.path)
+        if os.path.exists(self.path) and not self.path.is_dir():
+            raise UserError(f"output {name} is a file", fix="name a folder")
         try:
             for _ in range(ATTEMPTS):
                 if self._take():
+                    remove_abandoned(self.path)
                     return
                 self._release()
         except BlockingIOError:
             self._release()
             raise UserError(
-                f"another process is training in {self.path}", fix="wait for it, or choose another output"
+                f"another process is training in {name}", fix="wait for it, or choose another output"
             ) from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
             self._release()
-            raise UserError(f"cannot use the output folder {self.path}", why=str(error.strerror)) from error
+            why = str(getattr(error, "strerror", None) or error)
+            raise UserError(f"cannot use the output folder {name}", why=why) from error
         raise UserError(
-            f"cannot use the output folder {self.path}",
+            f"cannot use the output folder {name}",
             why="it is a link to nothing, or another process keeps removing it",
             fix="choose another output",
         )
 
     def _take(self) -> bool:
         """Lock the folder; False when another process removed it between the two steps."""
+        self._made = False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self.path.mkdir()
             self._made = True
         try:
             self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_it(self._lock)
             return os.path.samestat(os.fstat(self._lock), os.stat(self.path))
         except FileNotFoundError:
             return False
+
+    def _lock_it(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s cannot be locked (%s): let no other process train in it", self.path, error)
 
     def _release(self) -> None:
         if self._lock is not None:

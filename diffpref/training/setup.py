@@ -58,6 +58,10 @@ def make_launch(config: TrainConfig) -> Launch:
     if world == 1:
         # a second run in this process may differ in precision
         AcceleratorState._reset_state(reset_partial_state=True)
+    # before the processes join: one that ends at once would leave the others a broken connection
+    _check_split(config, world)
+    if kind != "replicated":
+        _check_sharded(config, {"fsdp2": "FSDP", "zero2": "DeepSpeed"}[kind])
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=BARRIER_LIMIT)],
@@ -69,9 +73,6 @@ def make_launch(config: TrainConfig) -> Launch:
             fix="on the CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m diffpref train ...; "
             "without several processes unset WORLD_SIZE",
         )
-    _check_split(config, accelerator.num_processes)
-    if kind != "replicated":
-        _check_sharded(config, {"fsdp2": "FSDP", "zero2": "DeepSpeed"}[kind])
     return Launch(accelerator, kind)
 
 

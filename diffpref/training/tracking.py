@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import resource
 import sys
@@ -15,7 +16,9 @@ import torch
 
 from diffpref.config import LogConfig
 from diffpref.errors import UserError
-from diffpref.paths import atomic_write_text
+from diffpref.paths import atomic_write_bytes, atomic_write_text
+
+log = logging.getLogger("diffpref")
 
 TIMING_KEYS = ("pairs_per_second", "peak_memory_gb")
 """Keys of metrics.jsonl that depend on the machine; all others are the same after a kill and a resume."""
@@ -43,21 +46,30 @@ class Metrics:
         self.path = path
 
     def rows(self) -> list[Row]:
-        """All complete rows; a line that a kill tore is left out."""
-        if not self.path.exists():
-            return []
-        found = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+        """All rows that can be read; a line that a kill tore, or that is no row, is left out."""
+        return [row for row in map(_parse, self._lines()) if row is not None]
 
     def truncate(self, step: int) -> None:
-        """Drop rows beyond `step`: the resumed run writes them again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
-        atomic_write_text(self.path, "".join(_line(row) for row in kept))
+        """Drop rows beyond `step`, which the resumed run writes again, and a last line that a kill tore.
+
+        Other damaged lines are left out with a warning; the file as it was stays beside this one.
+        """
+        lines = self._lines()
+        rows = [_parse(line) for line in lines]
+        if None in rows:
+            damaged = self.path.with_name(f"{self.path.name}.damaged")
+            atomic_write_bytes(damaged, b"".join(lines))
+            log.warning("%s has damaged lines: they are left out, and %s keeps them", self.path, damaged.name)
+        pairs = zip(lines, rows, strict=True)
+        kept = [line for line, row in pairs if row is not None and row["step"] <= step]
+        atomic_write_bytes(self.path, b"".join(kept))
+
+    def _lines(self) -> list[bytes]:
+        """Whole lines, with their ends."""
+        try:
+            return [line + b"\n" for line in self.path.read_bytes().split(b"\n")[:-1]]
+        except FileNotFoundError:
+            return []
 
     def append(self, row: Row) -> None:
         with open(self.path, "a", encoding="utf-8") as stream:
@@ -137,6 +149,15 @@ def _flatten(row: Row) -> Row:
         else:
             flat[key] = value
     return flat
+
+
+def _parse(line: bytes) -> Row | None:
+    """The row of a line, None when it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def _line(row: Row) -> str:

@@ -160,6 +160,27 @@ def test_another_number_of_processes_cannot_resume(world, tmp_path):
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-2"]
 
 
+@pytest.mark.slow
+def test_all_processes_follow_what_the_main_one_finds(world, tmp_path):
+    path = write(world, tmp_path, "run", data__validation="", train__steps=4, checkpoint__every=2)
+    assert two_processes(path)[0] == [0, 0]
+    whole = load_file(tmp_path / "run/checkpoints/step-4/weights.safetensors")
+    checkpoints = tmp_path / "run/checkpoints"
+    (checkpoints / "step-4/manifest.json").unlink()
+    codes, printed = two_processes(path)
+    assert codes == [0, 0]
+    assert printed.count("step-4 is damaged (manifest.json is missing): passed over") == 1
+    assert sorted(os.listdir(checkpoints)) == ["damaged-step-4", "step-2", "step-4"]
+    again = load_file(checkpoints / "step-4/weights.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    for step in (2, 4):
+        (checkpoints / f"step-{step}/state.json").unlink()
+    codes, printed = two_processes(path)
+    assert codes == [2, 2]
+    assert "step-4: state.json is missing; step-2: state.json is missing" in printed
+    assert sorted(os.listdir(checkpoints)) == ["damaged-step-4", "step-2", "step-4"]
+
+
 def test_processes_that_do_not_find_one_another_are_refused(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, printed = diffpref_here("train", write(world, tmp_path, "run"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,77 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path
 def test_recipes_and_suites_are_found_in_the_checkout():
     assert (paths.share_dir("configs") / "train").is_dir()
     assert paths.share_dir("eval").is_dir()
+
+
+HELD = """
+import os, sys, time
+from diffpref import paths
+os.replace = lambda *names: (print("writing", flush=True), time.sleep(60))
+paths.atomic_write_text(sys.argv[1], "x")
+"""
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_live_one_writes_stays(tmp_path: Path):
+    def begun_write(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HELD, str(tmp_path / name)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        return process
+
+    dead, alive = begun_write("settings.json"), begun_write("manifest.jsonl")
+    try:
+        dead.kill()
+        dead.wait()
+        others = [".settings.json.notes.tmp", ".hidden", "a.abcdefgh.tmp"]  # of somebody else
+        for name in others:
+            (tmp_path / name).touch()
+        (tmp_path / ".link.abcdefgh.tmp").symlink_to(tmp_path / ".hidden")
+        os.mkfifo(tmp_path / ".pipe.abcdefgh.tmp")
+        assert len(list(tmp_path.glob(".settings.json.????????.tmp"))) == 1
+        paths.forget_tidied()
+        paths.atomic_write_text(tmp_path / "report.json", "{}")
+        assert not list(tmp_path.glob(".settings.json.????????.tmp"))
+        assert len(list(tmp_path.glob(".manifest.jsonl.????????.tmp"))) == 1
+        assert {*others, "report.json", ".pipe.abcdefgh.tmp", ".link.abcdefgh.tmp"} <= set(names_in(tmp_path))
+    finally:
+        alive.kill()
+        alive.wait()
+
+
+def test_a_writer_whose_temporary_file_is_tidied_before_it_is_locked_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, seen = paths.fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not seen:
+            seen.extend(names_in(tmp_path))
+            (tmp_path / seen[0]).unlink()
+        real(descriptor, how)
+
+    paths.forget_tidied()
+    monkeypatch.setattr(paths.fcntl, "flock", late)
+    paths.atomic_write_text(tmp_path / "file", "whole")
+    assert len(seen) == 1
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_folder_is_listed_once_in_a_command_not_for_each_write(tmp_path: Path, monkeypatch):
+    listed: list[object] = []
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: (listed.append(folder), real(folder))[1])
+    for command in range(2):
+        paths.forget_tidied()
+        for number in range(5):
+            paths.atomic_write_text(tmp_path / f"{command}-{number}", "")
+    assert len(listed) == 2
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 2500, "~nobody-of-this-name/x", "a\0b", "é" * 200])
+def test_names_that_no_file_system_takes_are_not_found(name: str):
+    assert paths.resolve(name) == name
+    with pytest.raises(UserError, match="pairs not found") as caught:
+        paths.resolve_existing(name, "pairs")
+    assert len(str(caught.value)) < 1000

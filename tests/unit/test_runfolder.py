@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -77,6 +80,15 @@ def damage(step, kind):
         (step / "manifest.json").write_text("[]")
     elif kind == "nested brackets":
         (step / "manifest.json").write_text("[" * 100_000)
+    elif kind == "another step":
+        shutil.copytree(step.with_name("step-10"), step, dirs_exist_ok=True)
+    elif kind in ("link to nothing", "link to itself"):
+        shutil.rmtree(step)
+        step.symlink_to(step if kind == "link to itself" else step.with_name("absent"))
+    elif kind == "long name":
+        manifest = json.loads((step / "manifest.json").read_text())
+        manifest["files"]["a" * 5000] = {"size": 1, "sha256": ""}
+        (step / "manifest.json").write_text(json.dumps(manifest))
     elif kind == "a file":
         for entry in step.iterdir():
             entry.unlink()
@@ -92,6 +104,10 @@ FAULTS = {
     "list for a manifest": "manifest.json is damaged",
     "nested brackets": "manifest.json is damaged",
     "a file": "it is no folder",
+    "another step": "it was saved as step 10",
+    "link to nothing": "it is no folder",
+    "link to itself": "it is no folder",
+    "long name": "is missing",
 }
 
 
@@ -101,7 +117,8 @@ def test_a_damaged_newest_checkpoint_is_told_and_set_aside(tmp_path, caplog, kin
     damage(run / "checkpoints" / "step-20", kind)
     assert started(run) == 10
     assert names(run) == ["damaged-step-20", "step-10"]
-    assert f"step-20 is damaged ({FAULTS[kind]})" in caplog.text
+    assert "step-20 is damaged (" in caplog.text
+    assert f"{FAULTS[kind]})" in caplog.text
     assert started(run) == 10  # and is not spoken of again
     assert names(run) == ["damaged-step-20", "step-10"]
 
@@ -218,3 +235,106 @@ def test_the_manifest_lists_the_inputs_that_a_resume_compares(tmp_path):
     with pytest.raises(UserError, match=r"pairs\.train"):
         folder.begin({"inputs": {"pairs.train": "other"}}, start)
     folder.close()
+
+
+def killed_at(moment, action):
+    """Whether a SIGKILL at the file operation of that number, from 1, ended the action in a process of its
+    own."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def deadly(function):
+            def wrapped(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+
+            return wrapped
+
+        for name in ("replace", "rename", "unlink", "rmdir", "fsync", "mkdir"):
+            setattr(os, name, deadly(getattr(os, name)))
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_kill_at_any_file_operation_loses_neither_a_whole_nor_a_damaged_checkpoint(tmp_path):
+    """Of a start that passes over a damaged checkpoint, and of the save and the rotation that follow."""
+    whole = begun(tmp_path / "whole")
+    damage(whole / "checkpoints" / "step-20", "flipped byte")
+    damaged = (whole / "checkpoints" / "step-20" / "weights.safetensors").read_bytes()
+    moment, killed = 0, True
+    while killed:
+        moment += 1
+        run = tmp_path / str(moment)
+        shutil.copytree(whole, run)
+
+        def go_on(run=run):
+            folder = run_folder(run)
+            folder.checkpoints.keep = 1
+            folder.open()
+            folder.begin({"inputs": INPUTS}, folder.find_start(1))
+            tensors = {"weights": {"w": torch.full((8,), 15.0)}}
+            folder.checkpoints.save(15, tensors, {"step": 15} | STATE)
+
+        killed = killed_at(moment, go_on)
+        kept = [path.read_bytes() for path in run.glob("checkpoints/*step-20*/weights.safetensors")]
+        assert kept == [damaged], f"a kill at operation {moment} lost the damaged one"
+        found = started(run)
+        assert found == (10 if killed and found == 10 else 15), moment
+        weights = run_folder(run).checkpoints.latest().tensors("weights")["w"]
+        assert torch.equal(weights, torch.full((8,), float(found)))
+        assert not [path.name for path in run.rglob(".*")], "the next start leaves nothing of a dead one"
+    assert moment > 20
+
+
+def test_a_checkpoint_that_is_a_link_is_used_and_rotated_without_what_it_names(tmp_path):
+    run = begun(tmp_path / "run")
+    kept = tmp_path / "kept"
+    (run / "checkpoints" / "step-20").rename(kept)
+    (run / "checkpoints" / "step-20").symlink_to(kept)
+    before = sorted(path.name for path in kept.iterdir())
+    folder = run_folder(run)
+    folder.checkpoints.keep = 1
+    folder.open()
+    assert folder.find_start(1).step == 20
+    folder.checkpoints.save(30, {"weights": {"w": torch.zeros(8)}}, {"step": 30} | STATE)
+    folder.close()
+    assert os.listdir(run / "checkpoints") == ["step-30"]
+    assert sorted(path.name for path in kept.iterdir()) == before
+
+
+def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path, monkeypatch, caplog):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run = begun(tmp_path / "run")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert started(run) == 20
+    assert "cannot be locked" in caplog.text
+
+
+def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path):
+    run = begun(tmp_path / "run")
+    code = "import sys, os, fcntl, time\nfcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+    code += "print('held', flush=True)\ntime.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is training"):
+        run_folder(run).open()
+    other.kill()
+    other.wait()
+    assert started(run) == 20
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 2500, "a\0b"], ids=["name", "path", "null"])
+def test_an_output_that_no_file_system_takes_is_one_message(tmp_path, name):
+    with pytest.raises(UserError, match="cannot use the output folder") as caught:
+        run_folder(tmp_path / name).open()
+    assert len(str(caught.value)) < 1000
+    assert not list(tmp_path.iterdir())
