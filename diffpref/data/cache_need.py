@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffpref.config import DataConfig
 from diffpref.data.buckets import Size
 from diffpref.data.cache_parts import Latents, Part
 from diffpref.data.encoding import STORED, buckets_of
@@ -120,9 +121,14 @@ def _sizes(part: Part) -> Counter[Size]:
 
 
 def _bytes_of_pair(part: Part, size: Size) -> int:
-    values = math.prod(part.family.codec.latent_shape(*size))
-    variants = 2 if part.data.flip != "none" else 1
-    return 2 * 2 * variants * values * STORED[part.data.latent_precision].itemsize + PLACES
+    return bytes_of_pair(part.data, part.family.codec.latent_shape(*size))
+
+
+def bytes_of_pair(data: DataConfig, latent: tuple[int, int, int]) -> int:
+    """What the latents of a pair take in the cache: mean and log-variance [C, h, w] of two images, and of
+    their mirror images where pairs are flipped."""
+    variants = 2 if data.flip != "none" else 1
+    return 2 * 2 * variants * math.prod(latent) * STORED[data.latent_precision].itemsize + PLACES
 
 
 def _there(part: Part) -> int:

@@ -32,7 +32,7 @@ PHASES = {
 
 def describe(found: Estimate) -> str:
     """Memory and FLOPs, aligned; the biggest item is marked."""
-    return "\n\n".join([_head(found), _memory(found), _compute(found), _verdict(found)])
+    return "\n\n".join([_head(found), _memory(found), _disk(found), _compute(found), _verdict(found)])
 
 
 def _head(found: Estimate) -> str:
@@ -46,8 +46,31 @@ def _head(found: Estimate) -> str:
     return (
         f"{config.model.base} ({found.kind}), {config.data.resolution} px, {config.objective.name}\n"
         f"{found.parameters / 1e6:,.1f}M parameters, {trained} ({adapter})\n"
-        f"{config.train.batch_size} pairs a step in micro-batches of {found.micro_batch}"
+        f"{config.train.batch_size} pairs a step in micro-batches of {found.micro_batch}{_over(found)}"
     )
+
+
+def _over(found: Estimate) -> str:
+    return f", on {found.hardware.gpus} GPUs" if found.hardware.gpus > 1 else ""
+
+
+def _disk(found: Estimate) -> str:
+    keep, disk = found.config.checkpoint.keep, found.disk
+    decimals = 2 if disk["checkpoints"] >= GIB else 4
+    notes = {
+        "checkpoints": f"{keep} kept (checkpoint.keep) and one being written: trained weights, state",
+        "model": "the UNet, fp32; VAE and text encoders come on top"
+        if found.config.adapter.type == "none"
+        else "the adapters, fp32",
+    }
+    lines = [f"{'disk':<20} {'GiB':>9}"]
+    lines += [f"  {name:<18} {disk[name] / GIB:>9,.{decimals}f}   {note}" for name, note in notes.items()]
+    if disk["latents"]:
+        lines.append(
+            f"  {'cache, 1,000 pairs':<18} {1000 * disk['latents'] / GIB:>9,.{decimals}f}   latents at "
+            f"{found.config.data.resolution} px; text comes on top, once for each different caption"
+        )
+    return "\n".join(lines)
 
 
 def _memory(found: Estimate) -> str:
@@ -110,6 +133,20 @@ def _compute(found: Estimate) -> str:
 
 
 def _verdict(found: Estimate) -> str:
+    return f"{_hours(found)}\n{_room(found)}"
+
+
+def _hours(found: Estimate) -> str:
+    steps, hardware = found.config.train.steps, found.hardware
+    if found.hours is None:
+        return f"--tflops RATE of the GPU's maker says how many hours {steps:,} steps take"
+    return (
+        f"{steps:,} steps take about {found.hours:,.1f} hours at {hardware.share:.0%} of {hardware.tflops:g} "
+        f"TFLOP/s{_over(found)}: the share is an assumption"
+    )
+
+
+def _room(found: Estimate) -> str:
     if found.limit is None:
         auto = found.config.train.micro_batch == "auto"
         size = "; figures are for one pair at a time" if auto else ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -116,17 +116,29 @@ class Meter(TorchDispatchMode):
         return Trace(np.array(self.timeline, np.int64), grown.cumsum(), self.flops)
 
 
-class CudaAutocast(TorchFunctionMode):
+@contextlib.contextmanager
+def cuda_autocast() -> Iterator[None]:
     """Autocast of the CPU with the rules of CUDA, which runs norms and upsampling in fp32: the backward pass
     then keeps fp32 inputs of them. (torch/include/ATen/autocast_mode.h, AT_FORALL_FP32; the other operations
-    listed there do not see half precision in these networks.)"""
+    listed there do not see half precision in these networks.)
 
-    FP32 = (F.group_norm, F.layer_norm, F.interpolate)
+    The functions themselves are replaced: torch switches a TorchFunctionMode off while a backward pass runs,
+    in which gradient checkpointing computes the forward pass again.
+    """
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in self.FP32 and torch.is_autocast_enabled("cpu"):
-            args = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
-        return function(*args, **(kwargs or {}))
+    def in_fp32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    names = ("group_norm", "layer_norm", "interpolate")
+    with contextlib.ExitStack() as replaced:
+        for name in names:
+            replaced.enter_context(mock.patch.object(F, name, in_fp32(getattr(F, name))))
+        yield
 
 
 def trace_micro_batch(skeleton: Skeleton, pairs: int, cuda: bool = True) -> Trace:
@@ -141,7 +153,7 @@ def trace_micro_batch(skeleton: Skeleton, pairs: int, cuda: bool = True) -> Trac
     gc.collect()
     gc.disable()  # cycles that it would free at one moment or another
     try:
-        with CudaAutocast() if cuda else contextlib.nullcontext(), meter:
+        with cuda_autocast() if cuda else contextlib.nullcontext(), meter:
             _micro_batch(skeleton, pairs, meter)
     finally:
         if collecting:

@@ -16,19 +16,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffpref.config import parse_train_config
+from diffpref.config import load_train_config, parse_train_config
 from diffpref.data.cache import build_cache
 from diffpref.data.pairs import open_pairs
 from diffpref.errors import UserError
-from diffpref.estimate import GIB, estimate
+from diffpref.estimate import GIB, Hardware, estimate
 from diffpref.estimate.extrapolation import Footprint
 from diffpref.estimate.optimizers import optimizer_bytes
 from diffpref.estimate.skeleton import make_skeleton
 from diffpref.estimate.table import describe
-from diffpref.estimate.tracing import CudaAutocast, trace_micro_batch
+from diffpref.estimate.tracing import cuda_autocast, trace_micro_batch
 from diffpref.families import load_family
 from diffpref.families.miniature import write_miniature
 from diffpref.objectives import OBJECTIVES
+from diffpref.paths import share_dir
 from diffpref.training.micro_batch import HEADROOM
 from diffpref.training.optim import make_optimizer
 from diffpref.training.policy import prepare_unet
@@ -237,13 +238,13 @@ def test_mixed_precision_follows_the_rules_of_cuda():
     norm, image = torch.nn.GroupNorm(2, 4), torch.randn(1, 4, 2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         half = torch.nn.functional.conv2d(image, torch.randn(4, 4, 1, 1))
-        with CudaAutocast():
+        with cuda_autocast():
             assert norm(half).dtype == torch.float32
             assert torch.nn.functional.layer_norm(half, (2,)).dtype == torch.float32
             assert torch.nn.functional.interpolate(half, scale_factor=2.0).dtype == torch.float32
             assert torch.nn.functional.silu(half).dtype == torch.bfloat16
         assert norm(half).dtype == torch.bfloat16
-    with CudaAutocast():
+    with cuda_autocast():
         assert torch.nn.functional.interpolate(half, scale_factor=2.0).dtype == torch.bfloat16
 
 
@@ -266,7 +267,7 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(monkeypatch):
 
     def at(micro_batch, gpu_memory=None):
         train = {"batch_size": 24, "micro_batch": micro_batch}
-        return estimate(settings("tiny:model", train=train), gpu_memory)
+        return estimate(settings("tiny:model", train=train), Hardware(memory=gpu_memory))
 
     peaks = {size: at(size).peak for size in (6, 8, 12)}
     assert peaks[6] < peaks[8] < peaks[12]
@@ -295,7 +296,7 @@ def test_the_table_adds_up_and_marks_the_biggest_item(capsys):
     code, shown, _ = run(capsys, "tiny-dpo", "--train.ema_decay", "0.9")
     assert code == 0
     assert shown.count("<- the biggest") == 1
-    memory, compute = (part.splitlines() for part in shown.split("\n\n")[1:3])
+    memory, _, compute = (part.splitlines() for part in shown.split("\n\n")[1:4])
     sizes = {line[:20].strip(): float(line[20:30]) for line in memory[1:]}
     total = sizes.pop("total")
     assert {"weights", "gradients", "optimizer state", "moving average", "reference"} < set(sizes)
@@ -320,12 +321,66 @@ def test_json_has_every_number(capsys):
     assert ratio == pytest.approx(found["batch_size"])
 
 
+RECIPES = sorted(path.stem for path in (share_dir("configs") / "train").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_shipped_recipe_can_be_estimated(recipe, models):
+    """On the miniature of its family, with its own precision, checkpointing, adapter and objective."""
+    base = models["sdxl" if recipe.startswith("sdxl") else "sd15" if recipe.startswith("sd") else "tiny"]
+    changes = [
+        ("model.base", base),
+        ("data.resolution", "64"),
+        ("train.batch_size", "8"),
+        ("train.micro_batch", "0"),
+    ]
+    config = load_train_config(share_dir("configs") / "train" / f"{recipe}.toml", changes)
+    found = estimate(config, Hardware(gpus=2, memory=8, tflops=100))
+    assert found.peak > 0
+    assert found.flops["backward"] > found.flops["forward"] > 0
+    assert found.hours > 0
+    assert describe(found)
+
+
+def test_checkpointing_in_half_precision_computes_the_forward_pass_again(models):
+    """Once more the forward pass of what is checkpointed, in the types of the first time."""
+    flops = {}
+    for checkpointing in (False, True):
+        model = {"base": models["sd15"], "gradient_checkpointing": checkpointing}
+        train = {"batch_size": 4, "mixed_precision": "bf16", "threads": 1}
+        flops[checkpointing] = estimate(settings("", model=model, train=train)).flops
+    again = flops[True]["backward"] - flops[False]["backward"]
+    assert flops[True]["forward"] == flops[False]["forward"]
+    assert 0.8 * flops[True]["forward"] < again <= flops[True]["forward"]
+
+
+def test_disk_gpus_and_hours_by_hand(models):
+    """Full fine-tuning with AdamW: a checkpoint is the weights three times over, in fp32."""
+    train = {"batch_size": 8, "steps": 100, "threads": 1}
+    config = settings(models["sd15"], train=train, checkpoint={"keep": 3})
+    found = estimate(config, Hardware(gpus=2, tflops=50, share=0.5))
+    assert found.micro_batch == 4  # each GPU's part of the batch
+    tensors = 440  # each with its count of steps
+    assert found.disk["checkpoint"] == 3 * 4 * found.parameters + 4 * tensors
+    assert found.disk["checkpoints"] == 4 * found.disk["checkpoint"]
+    assert found.disk["model"] == 4 * found.parameters
+    assert found.disk["latents"] == 2 * 2 * (4 * 8 * 8) * 4 + 136  # two images, mean and log-variance, fp32
+    flops = 100 * 8 * sum(found.flops.values())
+    assert found.hours == pytest.approx(flops / (2 * 50e12 * 0.5) / 3600)
+    assert estimate(config).hours is None
+    with pytest.raises(UserError, match="does not split evenly over 3 GPUs"):
+        estimate(config, Hardware(gpus=3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--gpu-memory", "-1"], "--gpu-memory -1 is not allowed"),
         (["--gpu-memory", "nan"], "--gpu-memory nan is not allowed"),
         (["--gpu-memory", "much"], "invalid float value"),
+        (["--tflops", "0"], "--tflops 0 is not allowed"),
+        (["--share", "1.5"], "--share 1.5 is not allowed"),
+        (["--gpus", "0"], "must be at least 1"),
         (["--gpu-memry", "1"], "did you mean --gpu-memory?"),
         (["--model.base", "architecture:sdx"], "did you mean 'architecture:sdxl'?"),
         (["--model.base", "architecture:sdxl", "--model.family", "sd"], "its text encoders, resolution"),
