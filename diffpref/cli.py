@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -12,6 +14,7 @@ from diffpref import __version__
 from diffpref.commands import COMMANDS
 from diffpref.commands.arguments import Parser
 from diffpref.errors import UserError, nearest
+from diffpref.texts import one_line, printable_stream
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -36,6 +39,14 @@ pairs of other formats, and a caption for each image:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+    with (
+        contextlib.redirect_stdout(printable_stream(sys.stdout)),
+        contextlib.redirect_stderr(printable_stream(sys.stderr)),
+    ):
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     # Else every run starts with transformers' note that it takes Pillow for want of torchvision.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -50,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name is too long: {str(error.filename)[:60]}...", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -59,9 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Prefixed(logging.Formatter):
-    """ "warning: ..." for warnings and errors, plain text for the rest."""
+    """ "warning: ..." for warnings and errors, plain text for the rest; names stay within their line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                one_line(str(arg)) if isinstance(arg, (str, os.PathLike)) else arg for arg in record.args
+            )
         text = super().format(record)
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 

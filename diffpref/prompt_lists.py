@@ -6,6 +6,7 @@ No texts come with the package: each loader reads the file as its authors publis
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 
 from diffpref.data.schema import first_line
 from diffpref.errors import UserError, nearest
+from diffpref.files import LARGEST_JSON, parse_json, read_text, reason_of
 from diffpref.list_files import read_entries
 from diffpref.paths import resolve_or_hub_id
+from diffpref.texts import is_blank, shorten
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def read_prompts(
 def _find(source: str, form: str) -> Path:
     if form == "auto":
         place = Path(source).expanduser()
-        if not place.exists():
+        if not os.path.exists(place):
             raise UserError(
                 f"no prompts at {source}",
                 why="it does not exist here",
@@ -145,7 +148,7 @@ def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[t
     if suffix == ".txt":
         if prompt_column or kind_column:
             raise UserError(f"{path} is plain text, which has no columns")
-        return [(line.strip(), "all") for line in _text(path).splitlines() if line.strip()]
+        return [(line.strip(), "all") for line in _text(path).splitlines() if not is_blank(line)]
     content = _json(path) if suffix == ".json" else None
     if isinstance(content, list) and all(isinstance(item, str) for item in content):
         return [(text, "all") for text in _texts(content, path)]
@@ -156,8 +159,8 @@ def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[t
     found = []
     for number, row in enumerate(rows):
         text = row.get(prompt)
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}: row {number} has no prompt", why=f"its {prompt!r} is {text!r}")
+        if not isinstance(text, str) or is_blank(text):
+            raise UserError(f"{path}: row {number} has no prompt", why=f"its {prompt!r} is {shorten(text)}")
         found.append((text.strip(), str(row.get(kind) or "all").strip() or "all" if kind else "all"))
     return found
 
@@ -209,7 +212,7 @@ def _parquet(path: Path, columns: list[str]) -> list[Mapping[str, Any]]:
 
 def _json(path: Path) -> Any:
     try:
-        found = json.loads(_text(path))
+        found = parse_json(_text(path))
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written
     except ValueError as error:
         raise UserError(f"{path} is not JSON of whole characters", why=str(error)) from error
@@ -218,15 +221,15 @@ def _json(path: Path) -> Any:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, LARGEST_JSON)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read", why=str(error)) from error
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
 
 
 def _texts(content: Any, path: Path) -> list[str]:
     if not isinstance(content, list):
         raise UserError(f"{path} is not a list of texts")
     for number, text in enumerate(content):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}: entry {number} is not a text", why=f"it is {text!r}")
+        if not isinstance(text, str) or is_blank(text):
+            raise UserError(f"{path}: entry {number} is not a text", why=f"it is {shorten(text)}")
     return [text.strip() for text in content]
