@@ -61,17 +61,17 @@ def _main(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"error: the name is too long: {str(error.filename)[:60]}...", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
         return CLOSED_PIPE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name is too long: {str(error.filename)[:60]}...", file=sys.stderr)
+        return 2
 
 
 class _Prefixed(logging.Formatter):

@@ -15,8 +15,9 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset((
     ".apng", ".avif", ".avifs", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".hif", ".icns", ".ico",
-    ".j2c", ".j2k", ".jfif", ".jif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".pbm",
-    ".pgm", ".pjp", ".pjpeg", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".svg", ".tga", ".tif", ".tiff", ".webp",
+    ".j2c", ".j2k", ".jfif", ".jif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl",
+    ".pbm", ".pgm", ".pjp", ".pjpeg", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".svg", ".tga", ".tif", ".tiff",
+    ".webp",
 ))  # fmt: skip
 """Endings of images, whether they can be decoded or not: a bad image is never overlooked."""
 CAPTION_SUFFIXES = (".txt", ".caption")

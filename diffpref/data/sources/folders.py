@@ -56,8 +56,8 @@ def open_folders(request: Request) -> Source:
 
     `w` and `l` stand in the folder or one level deeper (`NAME/w`, `NAME/l`), any number of times. Captions:
     one of CAPTION_FILES or NAME.txt (.caption) in the folder are the pair's, NAME.txt in `w` or `l` is that
-    image's own. Where both images have captions of their own, or one beside the pair's, the source is
-    dual. Every name is a row, whether it comes from `w`, from `l` or from the captions.
+    image's own. Where one differs, the source is dual. Every name is a row, whether it comes from `w`, from
+    `l` or from the captions.
     """
     refuse_columns(request, "folders")
     if request.images is not None:
@@ -70,7 +70,7 @@ def open_folders(request: Request) -> Source:
     captions = _read_captions(place, *files.values()) if files else _Captions()
     for name in captions.texts:
         found.setdefault(name, _Found())
-    dual = any(_has_own(item, name in captions.texts) for name, item in found.items())
+    dual = any(_has_own(place, item, captions.texts.get(name)) for name, item in found.items())
 
     def read(_: Wanted) -> Iterator[Candidate | int]:
         for row, name in enumerate(sorted(found)):
@@ -80,7 +80,7 @@ def open_folders(request: Request) -> Source:
         for row, (where, text) in enumerate(captions.unusable, len(found) + len(links)):
             yield Candidate(next(iter(files)), row, where, problem=(MALFORMED, text))
 
-    return Source(files=files, read=read, dual=dual, key={"names": fingerprint(_listing(found, links))})
+    return Source(files=files, read=read, dual=dual, key={"names": fingerprint([dual, _listing(found, links)])})
 
 
 def pair_folders(place: Path) -> list[str]:
@@ -122,9 +122,23 @@ def _look_through(place: Path) -> tuple[dict[str, _Found], list[str]]:
     return found, links
 
 
-def _has_own(item: _Found, listed: bool) -> bool:
-    """Whether the images of a pair have captions from different places."""
-    return all(item.own) or (any(item.own) and (listed or bool(item.shared)))
+def _has_own(place: Path, item: _Found, listed: Any) -> bool:
+    """Whether an image of a pair has another caption than the pair."""
+    if not any(item.own):
+        return False
+    try:
+        caption, *own = _texts(place, item, listed)
+    except RowProblem:
+        return False
+    return any(text != caption for text in own)
+
+
+def _texts(place: Path, item: _Found, listed: Any) -> list[Any]:
+    """Captions of the pair, of `w` and of `l`: where one has none, the first there is of the others."""
+    own = [_read_one(place, texts) for texts in item.own]
+    shared = _read_one(place, item.shared) if listed is None else listed
+    caption = next((text for text in (shared, *own) if text is not None), None)
+    return [caption, *(caption if text is None else text for text in own)]
 
 
 def _listing(found: Mapping[str, _Found], links: list[str]) -> list[Any]:
@@ -146,15 +160,12 @@ def _candidate(place: Path, row: int, name: str, found: _Found, captions: _Capti
                 raise RowProblem(MALFORMED, f"there are {' and '.join(files)}")
         if name in captions.twice:
             raise RowProblem(MALFORMED, "it has two different captions")
-        own = [_read_one(place, texts) for texts in found.own]
-        shared = captions.texts.get(name) if name in captions.texts else _read_one(place, found.shared)
+        caption, *own = _texts(place, found, captions.texts.get(name))
     except RowProblem as error:
         return Candidate(file, row, "", problem=(error.reason, error.text))
-    caption = next((text for text in (shared, *own) if text is not None), None)
-    both = tuple(caption if text is None else text for text in own)
     images = tuple(ImageFile(files[0], str(place)) for files in found.images)
     return Candidate(
-        file, row, "", caption, (images[0], images[1]), 1.0, (both[0], both[1]) if dual else None
+        file, row, "", caption, (images[0], images[1]), 1.0, (own[0], own[1]) if dual else None
     )
 
 
