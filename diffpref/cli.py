@@ -91,6 +91,13 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 2
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UserError(
+                f"an argument is not UTF-8: {argument}",
+                why="Parquet, TOML and JSON keep names as UTF-8, and Arrow opens no other file",
+                fix="rename the file or the folder",
+            )
     command = arguments[0]
     if not command.startswith("-") and command not in COMMANDS:
         close = nearest(command, COMMANDS)

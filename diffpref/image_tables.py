@@ -26,6 +26,7 @@ from diffpref.errors import UserError, nearest
 from diffpref.files import inside, read_file, read_text, reason_of
 from diffpref.image_folders import list_folder, warn_of
 from diffpref.list_files import read_entries
+from diffpref.texts import LONGEST
 
 _OURS = ("scores.parquet", "scores.json")
 LISTS = ("manifest.jsonl", "metadata.jsonl", "metadata.csv", "prompts.csv")
@@ -207,6 +208,8 @@ def _rows(
                 f"{source}: row {number} has no {prompt_names[0]}",
                 why=f"looked for {', '.join(prompt_names)}",
             )
+        if prompt and len(prompt) > LONGEST:
+            raise UserError(f"{source}: row {number}: the prompt has {len(prompt):,} characters")
         shown = file.encode("utf-8", "backslashreplace").decode()
         own = texts.setdefault(f"\0{number}" if prompt is None else prompt, len(texts))
         value = partial(_value, entry, columns)

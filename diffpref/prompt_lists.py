@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import pyarrow.parquet as pq
 
 from diffpref.data.schema import first_line
 from diffpref.errors import UserError, nearest
-from diffpref.files import LARGEST_JSON, parse_json, read_text, reason_of
+from diffpref.files import LARGEST_JSON, inside, parse_json, read_text, reason_of
 from diffpref.list_files import read_entries
 from diffpref.paths import resolve_or_hub_id
-from diffpref.texts import is_blank, shorten
+from diffpref.texts import LONGEST, is_blank, shorten
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,24 @@ def _files(place: Path, form: str) -> list[Path]:
         return [place]
     patterns = ("*.parquet",) if form == "auto" else FORMATS[form].files
     for pattern in (*patterns, "*.parquet"):
-        files = sorted(path for path in place.rglob(pattern) if path.is_file())
+        found = (path for path in place.rglob("*") if fnmatch(path.name.lower(), pattern))
+        files = sorted(path for path in found if not path.is_dir())  # a broken link is an error
         if files:
-            return files
+            return [_within(place, path) for path in files]
     raise UserError(
         f"no prompts in {place}",
         why=f"looked for {', '.join(patterns)}",
         fix="give the file itself, or name the format, such as --suite parti:PATH",
     )
+
+
+def _within(folder: Path, path: Path) -> Path:
+    """The file, unless it is a link out of the folder: its text would stand beside every image."""
+    try:
+        inside(path.relative_to(folder), folder)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
+    return path
 
 
 def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[tuple[str, str]]:
@@ -159,7 +170,7 @@ def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[t
     found = []
     for number, row in enumerate(rows):
         text = row.get(prompt)
-        if not isinstance(text, str) or is_blank(text):
+        if not isinstance(text, str) or is_blank(text) or len(text) > LONGEST:
             raise UserError(f"{path}: row {number} has no prompt", why=f"its {prompt!r} is {shorten(text)}")
         found.append((text.strip(), str(row.get(kind) or "all").strip() or "all" if kind else "all"))
     return found
@@ -230,6 +241,6 @@ def _texts(content: Any, path: Path) -> list[str]:
     if not isinstance(content, list):
         raise UserError(f"{path} is not a list of texts")
     for number, text in enumerate(content):
-        if not isinstance(text, str) or is_blank(text):
+        if not isinstance(text, str) or is_blank(text) or len(text) > LONGEST:
             raise UserError(f"{path}: entry {number} is not a text", why=f"it is {shorten(text)}")
     return [text.strip() for text in content]

@@ -218,6 +218,22 @@ def test_captions_and_folders_of_pairs_never_lead_out(tmp_path):
     assert "leads out of its folder" in error(listed, tmp_path / "out2")
 
 
+def test_prompts_of_a_folder_never_lead_out_and_none_is_overlooked(tmp_path):
+    place = tmp_path / "prompts"
+    place.mkdir()
+    (place / "A.TXT").write_text("one")
+    (place / "b.txt").write_text("two")
+    assert [text for text, _ in read_prompts(str(place), "prompts")] == ["one", "two"]
+    (place / "c.txt").symlink_to(place / "gone.txt")
+    with pytest.raises(UserError, match=r"c\.txt cannot be read"):
+        read_prompts(str(place), "prompts")
+    (place / "c.txt").unlink()
+    (tmp_path / "secret.txt").write_text("the key is 123")
+    (place / "c.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        read_prompts(str(place), "prompts")
+
+
 # Texts
 
 BLANK = [
@@ -395,6 +411,18 @@ def test_no_parquet_file_of_a_folder_is_overlooked(tmp_path, caplog):
 
 
 # The terminal
+
+
+def test_an_argument_that_is_no_utf8_is_one_error(tmp_path):
+    place = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(place)
+    for arguments in (["score", place, "--evaluators", "oracle"], ["convert", place, "--out", place + b"/o"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "diffpref", *arguments], capture_output=True, timeout=100
+        )
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"is not UTF-8" in done.stderr
+        assert b"Traceback" not in done.stderr
 
 
 EVIL = "\x1b]0;owned\x07\x1b[31m\u202e\u200b\nerror: gone\r"

@@ -80,7 +80,9 @@ def open_folders(request: Request) -> Source:
         for row, (where, text) in enumerate(captions.unusable, len(found) + len(links)):
             yield Candidate(next(iter(files)), row, where, problem=(MALFORMED, text))
 
-    return Source(files=files, read=read, dual=dual, key={"names": fingerprint([dual, _listing(found, links)])})
+    return Source(
+        files=files, read=read, dual=dual, key={"names": fingerprint([dual, _listing(found, links)])}
+    )
 
 
 def pair_folders(place: Path) -> list[str]:
@@ -164,9 +166,7 @@ def _candidate(place: Path, row: int, name: str, found: _Found, captions: _Capti
     except RowProblem as error:
         return Candidate(file, row, "", problem=(error.reason, error.text))
     images = tuple(ImageFile(files[0], str(place)) for files in found.images)
-    return Candidate(
-        file, row, "", caption, (images[0], images[1]), 1.0, (own[0], own[1]) if dual else None
-    )
+    return Candidate(file, row, "", caption, (images[0], images[1]), 1.0, (own[0], own[1]) if dual else None)
 
 
 def _read_one(place: Path, paths: list[str]) -> str | None:
