@@ -25,13 +25,13 @@ def resolve(spec: str) -> Path | str:
     if spec.startswith(TINY_PREFIX):
         return TINY_ASSETS / spec.removeprefix(TINY_PREFIX)
     path = Path(spec).expanduser()
-    return path if spec and os.path.exists(path) else spec  # Path.exists raises for a name that is too long
+    return path if spec and path.exists() else spec
 
 
 def resolve_existing(spec: str, what: str) -> Path:
     """The path that `spec` means. Raises UserError when nothing is there; `what` names it ("model")."""
     path = resolve(spec)
-    if isinstance(path, Path) and os.path.exists(path):
+    if isinstance(path, Path) and path.exists():
         return path
     raise UserError(
         f"{what} not found: {spec!r}",
@@ -52,14 +52,14 @@ def resolve_or_hub_id(spec: str, what: str) -> Path | str:
 def _why_missing(path: Path) -> str:
     """Name the first part of the path that does not exist."""
     for folder in reversed(path.parents):
-        if not os.path.exists(folder):
+        if not folder.exists():
             return f"the folder {folder} does not exist"
     return f"{path.parent.resolve()} holds nothing called {path.name!r}"
 
 
 def _neighbour_hint(spec: str, path: Path) -> str:
     """Point at a name in the same folder that looks like the one asked for."""
-    if spec and os.path.isdir(path.parent):
+    if spec and path.parent.is_dir():
         close = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
         if close:
             head = spec[: len(spec) - len(path.name)] if spec.endswith(path.name) else ""
