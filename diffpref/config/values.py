@@ -117,6 +117,8 @@ def _text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueProblem("it holds bytes that are not UTF-8 text") from None
+    if "\0" in value:
+        raise ValueProblem("it holds a null character")
     return value
 
 

@@ -394,6 +394,13 @@ def test_a_name_of_five_thousand_characters_is_one_error(arguments, capsys):
     assert capsys.readouterr().err.count("error: ") == 1
 
 
+def test_a_null_character_in_a_config_is_one_error(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text('output = "runs/a\\u0000b"\n[model]\nbase = "tiny:model"\n')
+    assert main(["train", str(tmp_path / "a.toml")]) == 2
+    assert "output" in (said := capsys.readouterr().err)
+    assert "null character" in said
+
+
 # Parquet in folders
 
 

@@ -39,7 +39,12 @@ def open_source(name: str, request: Request) -> tuple[str, Source]:
 
 def _detect(request: Request) -> str:
     place = request.place
-    if isinstance(place, Path) and place.is_dir() and pair_folders(place):
+    if (
+        isinstance(place, Path)
+        and place.is_dir()
+        and pair_folders(place)
+        and not any(place.glob("*.parquet"))
+    ):
         return "folders"
     if isinstance(place, str) or place.is_dir() or place.suffix == ".parquet":
         return "pick-double-caption" if has_own_captions(request) else "pick-a-pic"
