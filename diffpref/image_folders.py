@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffpref.errors import UserError
-from diffpref.files import open_file
+from diffpref.files import inside, open_file, read_text, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -95,3 +95,28 @@ def warn_of(paths: Sequence[str], folder: Path, why: str) -> None:
         log.warning(
             "%s: %d %s: %s", folder, len(paths), f"files {why}" if paths[1:] else f"file {why}", shown
         )
+
+
+def within(folder: Path, name: str | Path) -> Path:
+    """A file of the folder. Raises UserError for a link out of it: what it holds would show up in tables and
+    reports."""
+    try:
+        inside(name, folder)
+    except OSError as error:
+        raise UserError(f"{folder / name} cannot be read", why=reason_of(error)) from error
+    return folder / name
+
+
+def entry_of(path: str, texts: Sequence[str], folder: Path) -> dict[str, str]:
+    """An image of a folder as a row of a list, with the prompt that stands beside it. Raises UserError."""
+    found = {_text_of(within(folder, text)) for text in texts}
+    if len(found) > 1:
+        raise UserError(f"{folder / path} has two prompts", why=f"{' and '.join(texts)} differ")
+    return {"file": path, **({"prompt": found.pop()} if found else {})}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path).strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error

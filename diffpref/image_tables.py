@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from diffpref.data.reader import RowReader
 from diffpref.data.schema import PairFile, check_groups, first_line, group_faults
 from diffpref.errors import UserError, nearest
-from diffpref.files import inside, read_file, read_text, reason_of
-from diffpref.image_folders import list_folder, warn_of
+from diffpref.files import read_file
+from diffpref.image_folders import entry_of, list_folder, warn_of, within
 from diffpref.list_files import read_entries
 from diffpref.texts import LONGEST
 
@@ -119,8 +119,7 @@ def _from_folder(folder: Path, columns: Mapping[str, str], prompts: bool) -> Seq
     found = list_folder(folder)
     for name in LISTS:
         if (folder / name).is_file():
-            _inside(name, folder)
-            rows = _from_list(folder / name, columns, prompts)
+            rows = _from_list(within(folder, name), columns, prompts)
             listed = {os.path.normpath(row.file) for row in rows}
             unlisted = [path for path in found.images if path not in listed]
             warn_of(unlisted, folder, f"not in {name} and not scored")
@@ -138,7 +137,7 @@ def _from_folder(folder: Path, columns: Mapping[str, str], prompts: bool) -> Seq
     if columns:
         raise UserError(f"--columns has no effect: {folder} holds images without a list")
     entries = [
-        _with_text(path, found.texts.get(os.path.splitext(path)[0], []), folder) for path in found.images
+        entry_of(path, found.texts.get(os.path.splitext(path)[0], []), folder) for path in found.images
     ]
     bare = [str(entry["file"]) for entry in entries if "prompt" not in entry]
     if bare and (prompts or len(bare) < len(entries)):
@@ -148,31 +147,6 @@ def _from_folder(folder: Path, columns: Mapping[str, str], prompts: bool) -> Seq
             fix='write metadata.jsonl with lines {"file_name": "a.png", "prompt": "..."}',
         )
     return _rows(entries, {}, folder, folder, prompts)
-
-
-def _with_text(path: str, texts: list[str], folder: Path) -> dict[str, Any]:
-    """The entry of an image and the prompt beside it."""
-    if not texts:
-        return {"file": path}
-    found = {_text_of(folder, text) for text in texts}
-    if len(found) > 1:
-        raise UserError(f"{folder / path} has two prompts", why=f"{' and '.join(texts)} differ")
-    return {"file": path, "prompt": found.pop()}
-
-
-def _text_of(folder: Path, name: str) -> str:
-    try:
-        return read_text(_inside(name, folder)).strip()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / name} cannot be read", why=reason_of(error)) from error
-
-
-def _inside(name: str, folder: Path) -> str:
-    """A file of the folder, no link to one elsewhere: its text shows up in tables and reports."""
-    try:
-        return inside(name, folder)
-    except OSError as error:
-        raise UserError(f"{folder / name} cannot be read", why=reason_of(error)) from error
 
 
 def _from_list(path: Path, columns: Mapping[str, str], prompts: bool) -> list[ImageRow]:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from diffpref.data.schema import first_line
 from diffpref.errors import UserError, nearest
-from diffpref.files import LARGEST_JSON, inside, parse_json, read_text, reason_of
+from diffpref.files import LARGEST_JSON, parse_json, read_text, reason_of
+from diffpref.image_folders import within
 from diffpref.list_files import read_entries
 from diffpref.paths import resolve_or_hub_id
 from diffpref.texts import LONGEST, is_blank, shorten
@@ -135,21 +136,12 @@ def _files(place: Path, form: str) -> list[Path]:
         found = (path for path in place.rglob("*") if fnmatch(path.name.lower(), pattern))
         files = sorted(path for path in found if not path.is_dir())  # a broken link is an error
         if files:
-            return [_within(place, path) for path in files]
+            return [within(place, path.relative_to(place)) for path in files]
     raise UserError(
         f"no prompts in {place}",
         why=f"looked for {', '.join(patterns)}",
         fix="give the file itself, or name the format, such as --suite parti:PATH",
     )
-
-
-def _within(folder: Path, path: Path) -> Path:
-    """The file, unless it is a link out of the folder: its text would stand beside every image."""
-    try:
-        inside(path.relative_to(folder), folder)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
-    return path
 
 
 def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[tuple[str, str]]:

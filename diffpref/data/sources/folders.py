@@ -24,7 +24,7 @@ from diffpref.data.sources.entries import Entry, read_entries
 from diffpref.data.sources.lists import CSV_SUFFIXES, read_csv
 from diffpref.errors import UserError
 from diffpref.files import LARGEST_LIST, OutsideError, inside, read_text, reason_of
-from diffpref.image_folders import CAPTION_SUFFIXES, IMAGE_SUFFIXES, list_folder, warn_of
+from diffpref.image_folders import CAPTION_SUFFIXES, IMAGE_SUFFIXES, list_folder, warn_of, within
 from diffpref.paths import fingerprint
 
 SIDES = ("w", "l")
@@ -188,12 +188,8 @@ def _read_text(place: Path, path: str) -> str:
 
 
 def _read_captions(place: Path, path: Path) -> _Captions:
-    try:
-        inside(path.name, place)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
     captions = _Captions()
-    for entry in _entries(path):
+    for entry in _entries(within(place, path.name)):
         name = next((entry.cells[key] for key in NAME_KEYS if entry.cells.get(key)), None)
         if entry.problem or not isinstance(name, str):
             keys = ", ".join(NAME_KEYS)
