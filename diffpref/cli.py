@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -13,6 +15,7 @@ from diffpref.commands import COMMANDS
 from diffpref.commands.arguments import Parser
 from diffpref.errors import UserError, nearest
 from diffpref.paths import forget_tidied
+from diffpref.texts import one_line, printable_stream
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -37,6 +40,14 @@ pairs of other formats, and a caption for each image:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+    with (
+        contextlib.redirect_stdout(printable_stream(sys.stdout)),
+        contextlib.redirect_stderr(printable_stream(sys.stderr)),
+    ):
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     # Else every run starts with transformers' note that it takes Pillow for want of torchvision.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -58,12 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
         return CLOSED_PIPE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name is too long: {str(error.filename)[:60]}...", file=sys.stderr)
+        return 2
 
 
 class _Prefixed(logging.Formatter):
-    """ "warning: ..." for warnings and errors, plain text for the rest."""
+    """ "warning: ..." for warnings and errors, plain text for the rest; names stay within their line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                one_line(str(arg)) if isinstance(arg, (str, os.PathLike)) else arg for arg in record.args
+            )
         text = super().format(record)
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
@@ -73,6 +93,13 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 2
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UserError(
+                f"an argument is not UTF-8: {argument}",
+                why="Parquet, TOML and JSON keep names as UTF-8, and Arrow opens no other file",
+                fix="rename the file or the folder",
+            )
     command = arguments[0]
     if not command.startswith("-") and command not in COMMANDS:
         close = nearest(command, COMMANDS)

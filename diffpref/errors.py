@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+from diffpref.texts import one_line, printable
+
+_INDENT = "\n" + 7 * " "
+_DEDENTED = re.compile("\n(?! {7})")
 
 
 class UserError(Exception):
@@ -18,8 +24,13 @@ class UserError(Exception):
         self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
-        lines = [self.what]
-        lines += [f"  {label}: {text}" for label, text in (("why", self.why), ("fix", self.fix)) if text]
+        """What, why and fix. Only `why` may have several lines, which are indented: no name that it holds can
+        look like a line of ours."""
+        lines = [one_line(self.what)]
+        if self.why:
+            lines.append(f"  why: {printable(_DEDENTED.sub(_INDENT, self.why))}")
+        if self.fix:
+            lines.append(f"  fix: {one_line(self.fix)}")
         return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from diffpref import pipelines
 from diffpref.config import ModelConfig
 from diffpref.errors import UserError
+from diffpref.files import parse_json
 from diffpref.paths import atomic_write_bytes, atomic_write_text, remove_abandoned
 from diffpref.suites import PlannedImage, Suite, load_suite, sampling_arguments
 
@@ -122,7 +123,7 @@ def generate(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Settings of a generated folder. Raises UserError when they are missing or damaged."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / MANIFEST} cannot be read",
@@ -257,7 +258,7 @@ def _parse_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and {"id", "file", "prompt", "seed"} <= row.keys():

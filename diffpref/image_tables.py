@@ -7,6 +7,8 @@ called; a Parquet file is then streamed, so memory does not grow with its images
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diffpref.data.reader import RowReader
-from diffpref.data.schema import PairFile, first_line
+from diffpref.data.schema import PairFile, check_groups, first_line, group_faults
 from diffpref.errors import UserError, nearest
+from diffpref.files import read_file
+from diffpref.image_folders import entry_of, list_folder, warn_of, within
 from diffpref.list_files import read_entries
+from diffpref.texts import LONGEST
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SCORED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")
+_OURS = ("scores.parquet", "scores.json")
 LISTS = ("manifest.jsonl", "metadata.jsonl", "metadata.csv", "prompts.csv")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "jpg", "png", "bytes", "file", "file_name", "path"),
@@ -81,17 +85,18 @@ def open_images(
             close = nearest(key, COLUMNS)
             fix = f"did you mean {close}?" if close else f"keys: {', '.join(COLUMNS)}"
             raise UserError(f"--columns has no key {key!r}", fix=fix)
-    if place.is_dir():
+    suffix = place.suffix.lower()
+    if os.path.isdir(place):
         rows = _from_folder(place, columns, prompts)
-    elif place.suffix == ".parquet" and place.is_file():
+    elif suffix == ".parquet" and os.path.isfile(place):
         rows = ParquetImages([place], columns, prompts)
-    elif place.suffix in (".csv", ".tsv", ".jsonl") and place.is_file():
+    elif suffix in (".csv", ".tsv", ".jsonl") and os.path.isfile(place):
         rows = _from_list(place, columns, prompts)
     else:
         raise UserError(
             f"no images at {place}",
             why="it is not a folder, .parquet, .csv, .tsv or .jsonl file"
-            if place.exists()
+            if os.path.exists(place)
             else "it does not exist",
             fix="give a folder made by diffpref generate, or images with prompts",
         )
@@ -111,36 +116,37 @@ def score_files(place: Path) -> tuple[Path, Path]:
 
 
 def _from_folder(folder: Path, columns: Mapping[str, str], prompts: bool) -> Sequence[ImageRow]:
+    found = list_folder(folder)
     for name in LISTS:
         if (folder / name).is_file():
-            return _from_list(folder / name, columns, prompts)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SCORED_SUFFIXES and p.is_file())
-    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if not files:
-        tables = [p for p in sorted(folder.glob("*.parquet")) if not p.name.endswith("scores.parquet")]
-        return ParquetImages(tables, columns, prompts) if tables else []
+            rows = _from_list(within(folder, name), columns, prompts)
+            listed = {os.path.normpath(row.file) for row in rows}
+            unlisted = [path for path in found.images if path not in listed]
+            warn_of(unlisted, folder, f"not in {name} and not scored")
+            return rows
+    tables = [path for path in found.left_out if path.lower().endswith(".parquet")]
+    tables = [path for path in tables if "/" not in path and not path.startswith(".")]
+    tables = [path for path in tables if not path.endswith("scores.parquet")]
+    used = [] if found.images else tables
+    others = [path for path in (*found.linked, *found.left_out) if path not in (*used, *_OURS)]
+    names = {os.path.splitext(path)[0] for path in found.images}
+    others += [path for name, texts in found.texts.items() for path in texts if name not in names]
+    warn_of(others, folder, "not scored")
+    if not found.images:
+        return ParquetImages([folder / path for path in tables], columns, prompts) if tables else []
     if columns:
         raise UserError(f"--columns has no effect: {folder} holds images without a list")
-    beside = {path: path.with_suffix(".txt") for path in files}
-    bare = [path for path, text in beside.items() if not text.is_file()]
-    if bare and (prompts or len(bare) < len(files)):
+    entries = [
+        entry_of(path, found.texts.get(os.path.splitext(path)[0], []), folder) for path in found.images
+    ]
+    bare = [str(entry["file"]) for entry in entries if "prompt" not in entry]
+    if bare and (prompts or len(bare) < len(entries)):
         raise UserError(
-            f"{bare[0]} has no prompt" + (f", nor have {len(bare) - 1} others" if len(bare) > 1 else ""),
-            why=f"neither {beside[bare[0]].name} nor one of {', '.join(LISTS)} says it",
+            f"{folder / bare[0]} has no prompt" + (f", nor have {len(bare) - 1} others" if bare[1:] else ""),
+            why=f"neither {Path(bare[0]).with_suffix('.txt').name} nor one of {', '.join(LISTS)} says it",
             fix='write metadata.jsonl with lines {"file_name": "a.png", "prompt": "..."}',
         )
-    entries: list[dict[str, Any]] = [{"file": str(path.relative_to(folder))} for path in files]
-    if not bare:
-        for entry, path in zip(entries, files, strict=True):
-            entry["prompt"] = _text_of(beside[path])
     return _rows(entries, {}, folder, folder, prompts)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read", why=str(error)) from error
 
 
 def _from_list(path: Path, columns: Mapping[str, str], prompts: bool) -> list[ImageRow]:
@@ -176,21 +182,33 @@ def _rows(
                 f"{source}: row {number} has no {prompt_names[0]}",
                 why=f"looked for {', '.join(prompt_names)}",
             )
+        if prompt and len(prompt) > LONGEST:
+            raise UserError(f"{source}: row {number}: the prompt has {len(prompt):,} characters")
+        shown = file.encode("utf-8", "backslashreplace").decode()
         own = texts.setdefault(f"\0{number}" if prompt is None else prompt, len(texts))
         value = partial(_value, entry, columns)
         rows.append(
             ImageRow(
-                id=str(value("id") or file),
+                id=str(value("id") or shown),
                 prompt_id=_integer(value("prompt_id"), "prompt_id", own, source, number),
                 prompt=prompt or "",
                 kind=str(value("kind") or "all"),
                 seed=_integer(value("seed"), "seed", 0, source, number),
-                file=file,
-                where=str(root / file),
-                read=(root / file).read_bytes,
+                file=shown,
+                where=str(root / shown),
+                read=partial(_read_named, root / file),
             )
         )
     return rows
+
+
+def _read_named(path: Path) -> bytes:
+    """Raises OSError, also for a name that tables, which are UTF-8, cannot keep."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OSError(errno.EINVAL, "its name is not UTF-8") from None
+    return read_file(path)
 
 
 class ParquetImages(Sequence[ImageRow]):
@@ -254,7 +272,7 @@ class ParquetImages(Sequence[ImageRow]):
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return (self._files[self._reader.locate(row)[0]].path.parent / value).read_bytes()
+            return read_file(self._files[self._reader.locate(row)[0]].path.parent / value)
         return value
 
     def _check_prompts(self, name: str, prompts: bool) -> None:
@@ -284,7 +302,9 @@ def _open(path: Path) -> PairFile:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read", why=first_line(error)) from error
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    return PairFile(path, metadata.schema.to_arrow_schema(), groups)
+    file = PairFile(path, metadata.schema.to_arrow_schema(), groups, group_faults(metadata))
+    check_groups(file)
+    return file
 
 
 def _check_type(key: str, file: PairFile, name: str) -> None:

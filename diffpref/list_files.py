@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpref.errors import UserError
+from diffpref.files import LARGEST_LIST, open_text, parse_json, reason_of
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -24,17 +25,17 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     """
     suffix = path.suffix.lower()
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+        with open_text(path, LARGEST_LIST) as stream:
             if suffix == ".jsonl":
                 return [_object(number, line) for number, line in enumerate(stream, 1) if line.strip()]
             return _named(_by_tabs(stream) if suffix == ".tsv" else _by_commas(stream))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read", why=str(error)) from error
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
 
 
 def _object(number: int, line: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         if "\\ud" in line.lower():  # half a surrogate pair can be read, but never be written
             json.dumps(entry, ensure_ascii=False).encode()
     except ValueError as error:

@@ -6,8 +6,10 @@ No texts come with the package: each loader reads the file as its authors publis
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ import pyarrow.parquet as pq
 
 from diffpref.data.schema import first_line
 from diffpref.errors import UserError, nearest
+from diffpref.files import LARGEST_JSON, parse_json, read_text, reason_of
+from diffpref.image_folders import within
 from diffpref.list_files import read_entries
 from diffpref.paths import resolve_or_hub_id
+from diffpref.texts import LONGEST, is_blank, shorten
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def read_prompts(
 def _find(source: str, form: str) -> Path:
     if form == "auto":
         place = Path(source).expanduser()
-        if not place.exists():
+        if not os.path.exists(place):
             raise UserError(
                 f"no prompts at {source}",
                 why="it does not exist here",
@@ -128,9 +133,10 @@ def _files(place: Path, form: str) -> list[Path]:
         return [place]
     patterns = ("*.parquet",) if form == "auto" else FORMATS[form].files
     for pattern in (*patterns, "*.parquet"):
-        files = sorted(path for path in place.rglob(pattern) if path.is_file())
+        found = (path for path in place.rglob("*") if fnmatch(path.name.lower(), pattern))
+        files = sorted(path for path in found if not path.is_dir())  # a broken link is an error
         if files:
-            return files
+            return [within(place, path.relative_to(place)) for path in files]
     raise UserError(
         f"no prompts in {place}",
         why=f"looked for {', '.join(patterns)}",
@@ -145,7 +151,7 @@ def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[t
     if suffix == ".txt":
         if prompt_column or kind_column:
             raise UserError(f"{path} is plain text, which has no columns")
-        return [(line.strip(), "all") for line in _text(path).splitlines() if line.strip()]
+        return [(line.strip(), "all") for line in _text(path).splitlines() if not is_blank(line)]
     content = _json(path) if suffix == ".json" else None
     if isinstance(content, list) and all(isinstance(item, str) for item in content):
         return [(text, "all") for text in _texts(content, path)]
@@ -156,8 +162,8 @@ def _read(path: Path, form: str, prompt_column: str, kind_column: str) -> list[t
     found = []
     for number, row in enumerate(rows):
         text = row.get(prompt)
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}: row {number} has no prompt", why=f"its {prompt!r} is {text!r}")
+        if not isinstance(text, str) or is_blank(text) or len(text) > LONGEST:
+            raise UserError(f"{path}: row {number} has no prompt", why=f"its {prompt!r} is {shorten(text)}")
         found.append((text.strip(), str(row.get(kind) or "all").strip() or "all" if kind else "all"))
     return found
 
@@ -209,7 +215,7 @@ def _parquet(path: Path, columns: list[str]) -> list[Mapping[str, Any]]:
 
 def _json(path: Path) -> Any:
     try:
-        found = json.loads(_text(path))
+        found = parse_json(_text(path))
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written
     except ValueError as error:
         raise UserError(f"{path} is not JSON of whole characters", why=str(error)) from error
@@ -218,15 +224,15 @@ def _json(path: Path) -> Any:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, LARGEST_JSON)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read", why=str(error)) from error
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
 
 
 def _texts(content: Any, path: Path) -> list[str]:
     if not isinstance(content, list):
         raise UserError(f"{path} is not a list of texts")
     for number, text in enumerate(content):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}: entry {number} is not a text", why=f"it is {text!r}")
+        if not isinstance(text, str) or is_blank(text) or len(text) > LONGEST:
+            raise UserError(f"{path}: entry {number} is not a text", why=f"it is {shorten(text)}")
     return [text.strip() for text in content]

@@ -38,8 +38,10 @@ from pathlib import Path
 from typing import Any
 
 from diffpref.errors import UserError, nearest
+from diffpref.files import parse_toml, read_text, reason_of
 from diffpref.paths import fingerprint, share_dir
 from diffpref.prompt_lists import FORMATS, SUFFIXES, read_prompts
+from diffpref.texts import is_blank
 
 log = logging.getLogger("diffpref")
 
@@ -135,11 +137,11 @@ def load_suite(name_or_path: str | Path, sampling: Mapping[str, Any] | None = No
         return _of_list(spec, "auto", options)
     path = _find(spec)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(read_text(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a TOML file", why=str(error)) from error
     except OSError as error:
-        raise UserError(f"cannot read the suite {path}", why=str(error.strerror)) from error
+        raise UserError(f"cannot read the suite {path}", why=reason_of(error)) from error
     return _Reader(path).suite({**table, **options})
 
 
@@ -307,7 +309,7 @@ class _Reader:
                 raise self._wrong(where[:-1], "must be a table with text and kind")
             self._only(row, {"text", "kind"}, where)
             text, kind = row.get("text"), row.get("kind", "all")
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise self._wrong(f"{where}text", "must be text that is not empty")
             if not isinstance(kind, str) or not kind.strip():
                 raise self._wrong(f"{where}kind", "must be text that is not empty")

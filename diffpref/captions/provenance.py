@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from diffpref.captions.survey import Survey
 from diffpref.data.parts import NAMED_BAD_ROWS, TALLY
 from diffpref.data.schema import PairFile
+from diffpref.files import parse_json, read_text
 
 SETTINGS = "settings.json"
 _METHODS = {"captioner": "captioning", "perturber": "perturbation", "captioner+perturber": "hybrid"}
@@ -43,7 +44,7 @@ def method(sources: Sequence[dict[str, Any]]) -> str:
 def stored_settings(files: Sequence[PairFile]) -> dict[str, Any]:
     """settings.json beside the parts; {} without one that can be read."""
     try:
-        found = json.loads((files[0].path.parent / SETTINGS).read_text(encoding="utf-8"))
+        found = parse_json(read_text(files[0].path.parent / SETTINGS))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

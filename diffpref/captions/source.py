@@ -16,6 +16,7 @@ from diffpref.data.scan import column_batches, read_labels
 from diffpref.data.schema import (
     Columns,
     PairFile,
+    check_groups,
     check_schema,
     find_files,
     first_line,
@@ -80,6 +81,7 @@ def open_source(pairs: str, columns: Columns, limit: int = 0) -> PairSource:
     files = tuple(open_file(path.resolve()) for path in find_files(pairs))
     for file in files:
         check_schema(file, columns, "shared", option=OPTION)
+        check_groups(file)
         if not file.schema.equals(files[0].schema):
             raise UserError(
                 f"{file.path} has other columns than {files[0].path}",

@@ -22,6 +22,7 @@ from diffpref.data.images import ImageError, decode_image
 from diffpref.data.pairs import image_bytes
 from diffpref.data.scan import read_labels
 from diffpref.data.schema import Columns
+from diffpref.texts import is_blank
 
 Method = Literal["captioning", "perturbation", "hybrid"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -102,7 +103,7 @@ def decode(
         pairs = list(threads.map(_decode_pair, cells) if threads else map(_decode_pair, cells))
     rows = []
     for number, prompt, pair, loser in zip(numbers, prompts, pairs, lost, strict=True):
-        if not prompt or not prompt.strip():
+        if not prompt or is_blank(prompt):
             detail = f"{columns.caption} is null or empty"
             rows.append(Row(number, "", None, loser, NO_PROMPT, detail))
         elif isinstance(pair, str):
@@ -271,7 +272,7 @@ def _problem(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         return "the caption is not valid Unicode"
-    return "" if text.strip() else "the caption is blank"
+    return "the caption is blank" if is_blank(text) else ""
 
 
 def _texts(column: pa.Array) -> list[str | None]:

@@ -15,6 +15,7 @@ from diffpref.data.pairs import pair_id
 from diffpref.data.scan import column_batches
 from diffpref.data.schema import HAS_LABEL, Columns, PairFile
 from diffpref.errors import UserError
+from diffpref.texts import is_blank
 
 FAIR, PER_FLAG = 36, 4
 """Rows of the sample sheet: so many of all, and so many more of each kind that deserves a look."""
@@ -155,7 +156,7 @@ def _rows(
 def _row(cells: dict[str, Any], number: int, row_id: int, limit: int) -> Row | None:
     """None for a row without two captions."""
     captions = (cells["caption_0"] or "", cells["caption_1"] or "")
-    if not (captions[0].strip() and captions[1].strip()):
+    if any(map(is_blank, captions)):
         return None
     label = cells["label"] if cells["has_label"] in (None, True) else None
     winner = 0 if label == 1 else 1 if label == 0 else None  # label_0 of 1: image 0 is preferred

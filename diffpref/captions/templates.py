@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffpref.errors import UserError, nearest
+from diffpref.files import read_text, reason_of
 from diffpref.paths import PACKAGE, resolve_existing
 
 log = logging.getLogger("diffpref")
@@ -65,11 +66,11 @@ def instruction(spec: str, level: str) -> Template:
 
 def _read(file: Path, allowed: Collection[str], required: Collection[str]) -> Template:
     try:
-        text = file.read_text(encoding="utf-8-sig").strip()
+        text = read_text(file).strip()
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text", why=str(error), fix="save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{file}: the template cannot be read", why=str(error.strerror)) from None
+        raise UserError(f"{file}: the template cannot be read", why=reason_of(error)) from None
     names = _placeholders(file, text, allowed)
     for name in required:
         if name not in names:

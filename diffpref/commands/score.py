@@ -10,7 +10,8 @@ SUMMARY = "Judge generated images."
 
 NOTES = """
 PLACE is a folder that diffpref generate wrote; a folder of images with metadata.jsonl, metadata.csv or
-a .txt beside each image; a Parquet file or a folder of them; a .csv, .tsv or .jsonl file. Several
+a .txt beside each image; a Parquet file or a folder of them; a .csv, .tsv or .jsonl file. A warning names
+every file of a folder that is not scored. Several
 evaluators share one pass over the images. A stopped command goes on where it was, and under accelerate
 launch or torchrun the processes share the images; the scores are the same, bit for bit.
 """

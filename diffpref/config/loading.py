@@ -16,6 +16,7 @@ from diffpref.config.rules import check_rules
 from diffpref.config.schema import ObjectiveConfig, TrainConfig
 from diffpref.config.values import Spec, ValueProblem, check, from_text, quote, spec_of
 from diffpref.errors import UserError, nearest
+from diffpref.files import LARGEST_TEXT, parse_toml
 from diffpref.paths import share_dir
 
 log = logging.getLogger("diffpref")
@@ -69,15 +70,18 @@ def find_recipe(name: str) -> Path:
 def read_toml(file: Path) -> dict[str, Any]:
     """Parse a TOML file; raises UserError with the line of a syntax error."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with open(file, "rb") as stream:  # a pipe will do, too
+            text = stream.read(LARGEST_TEXT + 1).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file}: not UTF-8 text", why=str(error), fix="a config is a TOML text file"
         ) from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read", why=str(error.strerror)) from None
+    if len(text) > LARGEST_TEXT:
+        raise UserError(f"{file}: not a config", why=f"it has more than {LARGEST_TEXT:,} characters")
     try:
-        return tomllib.loads(text)
+        return parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
         lines = text.splitlines()

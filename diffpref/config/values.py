@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from diffpref.errors import nearest
+from diffpref.files import parse_toml
 
 NAMES = {
     str: "text",
@@ -117,6 +117,8 @@ def _text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueProblem("it holds bytes that are not UTF-8 text") from None
+    if "\0" in value:
+        raise ValueProblem("it holds a null character")
     return value
 
 
@@ -166,7 +168,7 @@ def from_text(text: str, spec: Spec) -> Any:
 
 
 def _toml_value(text: str) -> Any:
-    table = tomllib.loads(f"value = {text}")
+    table = parse_toml(f"value = {text}")
     if set(table) != {"value"}:
         raise ValueError("more than one value")
     return table["value"]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffpref.files import LARGEST_IMAGE
+
 if TYPE_CHECKING:
     import torch
 
@@ -108,6 +110,8 @@ def _opened(
         raise ImageError("image is null")
     if len(data) == 0:
         raise ImageError("image has zero bytes")
+    if len(data) > LARGEST_IMAGE:
+        raise ImageError(f"image has {len(data):,} bytes, above the limit of {LARGEST_IMAGE:,}")
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size

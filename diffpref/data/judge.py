@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import math
 import multiprocessing
-import os
-import stat
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -28,14 +27,13 @@ from diffpref.data.sources.base import (
     Candidate,
     ImageFile,
     RowProblem,
-    shorten,
 )
 from diffpref.engine.local import end_with_parent
+from diffpref.files import OutsideError, inside, read_file, reason_of
 from diffpref.processes import told_when_a_worker_dies
+from diffpref.texts import LONGEST, is_blank, shorten
 
 CHUNK = 16
-LARGEST_FILE = 256 * 2**20
-"""Bytes of an image file that are read: more than the largest image that is decoded takes uncompressed."""
 REMEMBERED = 512
 
 Size = tuple[int, int]
@@ -111,10 +109,12 @@ def _texts(candidate: Candidate) -> dict[str, Any]:
     if candidate.captions is not None:
         texts |= {"caption_0": candidate.captions[0], "caption_1": candidate.captions[1]}
     for name, text in texts.items():
-        if text is None or (isinstance(text, str) and not text.strip()):
+        if text is None or (isinstance(text, str) and is_blank(text[:LONGEST])):
             raise RowProblem(NO_CAPTION, f"{name} is null or empty")
         if not isinstance(text, str):
             raise RowProblem(MALFORMED, f"{name} is {shorten(text)}, not text")
+        if len(text) > LONGEST:
+            raise RowProblem(MALFORMED, f"{name} has {len(text):,} characters, more than {LONGEST:,}")
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -130,21 +130,14 @@ def _read_file(image: ImageFile) -> bytes:
     """Bytes of a regular file inside the image's root, links followed. Raises RowProblem."""
     if not image.path:
         raise RowProblem(MISSING_FILE, "the path of an image is empty")
+    shown = shorten(image.path)
     try:
-        root = os.path.realpath(image.root)
-        path = os.path.realpath(os.path.join(root, image.path))
-        if os.path.commonpath((root, path)) != root:
-            raise RowProblem(OUTSIDE, f"{shorten(image.path)} leads out of the folder of the images")
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise RowProblem(MISSING_FILE, f"{shorten(image.path)} is no file")
-        if found.st_size > LARGEST_FILE:
-            raise RowProblem(BAD_IMAGE, f"{shorten(image.path)} has {found.st_size:,} bytes")
-        with open(path, "rb") as stream:
-            return stream.read()
-    except (OSError, ValueError) as error:  # ValueError: a null character, a lone surrogate
-        text = (error.strerror if isinstance(error, OSError) else "") or "the path is not valid"
-        raise RowProblem(MISSING_FILE, f"{shorten(image.path)}: {text}") from None
+        return read_file(inside(image.path, image.root))
+    except OutsideError:
+        raise RowProblem(OUTSIDE, f"{shown} leads out of the folder of the images") from None
+    except OSError as error:
+        reason = BAD_IMAGE if error.errno == errno.EFBIG else MISSING_FILE
+        raise RowProblem(reason, f"{shown}: {reason_of(error)}") from None
 
 
 def _without_images(candidate: Candidate) -> Candidate:

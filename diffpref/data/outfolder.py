@@ -14,6 +14,7 @@ from diffpref import __version__
 from diffpref.data.disk import told_when_not_writable
 from diffpref.data.parts import part_path, read_footer
 from diffpref.errors import UserError
+from diffpref.files import LARGEST_JSON, parse_json, read_text
 from diffpref.paths import atomic_write_text, fingerprint, remove_abandoned, sha256_file
 
 SETTINGS, REPORT, MANIFEST = "settings.json", "report.json", "manifest.json"
@@ -31,7 +32,7 @@ def claim(out: Path, key: Mapping[str, Any], what: str, name_of: Callable[[str],
         raise UserError(f"--out {out} is no folder", fix="choose another")
     remove_abandoned(out)
     try:
-        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        found = parse_json(read_text(out / SETTINGS, LARGEST_JSON))
     except FileNotFoundError:
         strangers = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
         strangers = [path for path in strangers if not path.startswith(f".{SETTINGS}.")]
@@ -59,7 +60,7 @@ def finished_report(out: Path, command: str) -> dict[str, Any] | None:
     Raises UserError when a part is damaged or not of `command`.
     """
     try:
-        report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report: dict[str, Any] = parse_json(read_text(out / REPORT, LARGEST_JSON))
         parts = [part_path(out, number) for number in range(report["parts"])]
     except (ValueError, OSError, KeyError, TypeError):
         return None

@@ -27,6 +27,7 @@ from diffpref.data.schema import (
     PairFile,
     PickAPicColumns,
     caption_columns,
+    check_groups,
     check_schema,
     find_files,
     open_file,
@@ -89,6 +90,7 @@ def open_pairs(
     files = [open_file(path) for path in find_files(spec)]
     for file in files:
         check_schema(file, columns, captions, option)
+        check_groups(file)
     return PairTable(files, columns, captions, max_bad_share, max_pairs)
 
 

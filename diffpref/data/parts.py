@@ -21,6 +21,7 @@ from diffpref.data.disk import told_when_not_writable
 from diffpref.data.judge import Judged
 from diffpref.data.sources.base import Source
 from diffpref.errors import UserError
+from diffpref.files import parse_json
 from diffpref.paths import sync_folder
 
 GROUP_ROWS = 256
@@ -107,7 +108,7 @@ def read_footer(path: Path, parse: Callable[[dict[str, Any]], T], command: str) 
     Raises UserError when the file is not one of its own or damaged.
     """
     try:
-        return parse(json.loads(pq.read_metadata(path).metadata[TALLY]))
+        return parse(parse_json(pq.read_metadata(path).metadata[TALLY]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a part that diffpref {command} finished",

@@ -24,6 +24,7 @@ from diffpref.data.schema import (
     needed_columns,
 )
 from diffpref.errors import UserError
+from diffpref.texts import LONGEST, VISIBLE
 
 SCAN_BATCH = 8192
 NAMED_BAD_ROWS = 1000  # enough to repair by hand; all are counted
@@ -188,10 +189,13 @@ def _unusable(column: pa.Array) -> list[tuple[Mask, str]]:
     except pa.ArrowInvalid:
         broken = np.array([not _is_utf8(value) for value in raw.to_pylist()])
         text = pc.if_else(pa.array(broken), b"", raw).cast(pa.large_string())
-    blank: Mask = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True).to_numpy(
-        zero_copy_only=False
-    )
-    return [(broken, "not UTF-8"), (blank, "null or empty")]
+    seen: Mask = pc.fill_null(pc.match_substring_regex(text, VISIBLE), False).to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.utf8_length(text), 0).to_numpy(zero_copy_only=False)
+    return [
+        (broken, "not UTF-8"),
+        (~seen, "null or empty"),
+        (lengths > LONGEST, f"longer than {LONGEST:,} characters"),
+    ]
 
 
 def _is_utf8(value: bytes | None) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import glob
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,9 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffpref.errors import UserError
+from diffpref.files import LARGEST_IMAGE
+from diffpref.image_folders import warn_of
 from diffpref.paths import resolve
 
 Captions = Literal["shared", "dual"]
+MOST_EXPANSION = 30
+"""Times that a column may grow when it is unpacked; images are compressed already."""
 HAS_LABEL = "has_label"
 OTHER_LABEL = "label_1"
 _SPLITS = {
@@ -63,11 +68,15 @@ class PickAPicColumns:
 
 @dataclass(frozen=True)
 class PairFile:
-    """One Parquet file of pairs: its path, its Arrow schema and the number of rows of its row groups."""
+    """One Parquet file of pairs: its path, its Arrow schema and the number of rows of its row groups.
+
+    faults: what is wrong with row groups that must not be read, by their number.
+    """
 
     path: Path
     schema: pa.Schema
     group_rows: tuple[int, ...]
+    faults: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -81,10 +90,10 @@ def find_files(spec: str | Path) -> list[Path]:
     held-out pairs by accident must not be the default.
     """
     resolved = Path(resolve(str(spec)))
-    if resolved.is_file():
+    if os.path.isfile(resolved):
         return [resolved]
-    if resolved.is_dir():
-        files = sorted(p for p in resolved.glob("*.parquet") if p.is_file() and not p.name.startswith("."))
+    if os.path.isdir(resolved):
+        files = _files_of(resolved)
         if not files:
             inside = ", ".join(sorted(p.name for p in resolved.iterdir())[:8]) or "nothing"
             raise UserError(
@@ -100,7 +109,8 @@ def find_files(spec: str | Path) -> list[Path]:
                 fix=f"name one split, for example '{glob.escape(str(resolved))}/{splits[0]}*.parquet'",
             )
         return files
-    matches = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if Path(p).is_file())
+    matches = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if not os.path.isdir(p))
+    _check_files(matches)
     if not matches:
         raise UserError(
             f"no pairs at {spec}",
@@ -110,18 +120,62 @@ def find_files(spec: str | Path) -> list[Path]:
     return matches
 
 
+def _files_of(folder: Path) -> list[Path]:
+    """Parquet files of a folder; a warning names those of folders in it, which are not used."""
+    below = [p for p in folder.rglob("*") if p.suffix.lower() == ".parquet" and not p.is_dir()]
+    below = [p for p in below if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = sorted(p for p in below if p.parent == folder)
+    _check_files(files)
+    deeper = [str(p.relative_to(folder)) for p in sorted(below) if p.parent != folder]
+    warn_of(deeper if files else [], folder, "in a folder of it and not used")
+    return files
+
+
+def _check_files(files: Iterable[Path]) -> None:
+    """Raise UserError for a broken link, a pipe or a device, which would be left out unseen."""
+    for path in files:
+        if not path.is_file():
+            why = "it is a broken link" if path.is_symlink() else "it is no file"
+            raise UserError(f"{path} cannot be read", why=why, fix="remove it, or name the others")
+
+
 def open_file(path: Path) -> PairFile:
     """Read the footer of a Parquet file. Raises UserError when it is not Parquet or cannot be read."""
     try:
         metadata = pq.read_metadata(path)
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        return PairFile(path=path, schema=metadata.schema.to_arrow_schema(), group_rows=groups)
+        return PairFile(path, metadata.schema.to_arrow_schema(), groups, group_faults(metadata))
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise UserError(
             f"{path} cannot be read as Parquet",
             why=first_line(error),
             fix="pairs are Parquet files with Pick-a-Pic's columns; fetch an incomplete download again",
         ) from error
+
+
+def group_faults(metadata: pq.FileMetaData) -> dict[int, str]:
+    """Row groups of which a column expands as no images or captions do, by their number: a cell of 500 MB can
+    be 24 KB on disk, and Arrow holds all of it several times before anybody sees how long it is."""
+    found = {}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for place in range(group.num_columns if group.total_byte_size > LARGEST_IMAGE else 0):
+            column = group.column(place)
+            size, stored = column.total_uncompressed_size, column.total_compressed_size
+            if size > LARGEST_IMAGE and size > MOST_EXPANSION * stored:
+                name = column.path_in_schema.partition(".")[0]
+                found[number] = f"'{name}' expands from {stored:,} bytes to {size:,}, as no images do"
+    return found
+
+
+def check_groups(file: PairFile) -> None:
+    """Raise UserError for a file with a row group that must not be read."""
+    for number, fault in file.faults.items():
+        raise UserError(
+            f"{file.path} holds cells too large to read",
+            why=f"in row group {number} {fault}",
+            fix="leave those rows out: diffpref convert does, and names them",
+        )
 
 
 def caption_columns(columns: Columns, captions: Captions) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffpref.data.images import ImageError, decode_image
 from diffpref.errors import UserError
+from diffpref.files import read_file
 from diffpref.reporting import formatting
 from diffpref.reporting.comparison import EPSILON
 from diffpref.reporting.loading import ScoredFolder
@@ -163,7 +164,7 @@ def _cell(
 def _open(folder: Path, row: dict[str, Any]) -> Image.Image:
     path = folder / row["file"]
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         image = decode_image(data)
     except OSError as error:
         raise UserError(

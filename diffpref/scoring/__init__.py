@@ -17,6 +17,7 @@ from diffpref.scoring.judges import Judge
 from diffpref.scoring.passes import gather, score_blocks
 from diffpref.scoring.tables import ERROR, IDENTITY, read_scores, with_other_evaluators, write_scores
 from diffpref.suites import name_hint
+from diffpref.texts import one_line
 
 __all__ = [
     "ERROR",
@@ -86,7 +87,7 @@ def score_with(
     folder = parts_folder(parquet)
     earlier = read_scores(parquet, info)
     try:
-        score_blocks(images, judges, folder, earlier, batch, processes, f"score {place.name}")
+        score_blocks(images, judges, folder, earlier, batch, processes, f"score {one_line(place.name)}")
         processes.wait()
         if processes.main:
             table = gather(images, judges, folder, batch)

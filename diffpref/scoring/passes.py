@@ -20,6 +20,7 @@ from diffpref.data.images import ImageError, decode_for_scoring
 from diffpref.engine import ahead
 from diffpref.environment import usable_cores
 from diffpref.errors import UserError
+from diffpref.files import reason_of
 from diffpref.image_tables import ImageRow
 from diffpref.processes import Processes
 from diffpref.scoring.judges import Judge, owner
@@ -149,7 +150,7 @@ def _read(row: ImageRow) -> bytes | ImageError:
     except FileNotFoundError:
         return ImageError("the file is missing")
     except OSError as error:
-        return ImageError(str(error.strerror or error))
+        return ImageError(reason_of(error))
 
 
 def _judge(

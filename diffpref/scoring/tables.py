@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffpref.files import LARGEST_JSON, parse_json, read_text
 from diffpref.image_tables import ImageRow
 from diffpref.paths import atomic_write_bytes, atomic_write_text
 from diffpref.scoring.judges import SAME_SCORES, Judge, owner
@@ -55,11 +56,12 @@ def _joined(left: pa.Table, right: pa.Table) -> pa.Table:
 def read_scores(parquet: Path, info: Path) -> Scores | None:
     """Earlier scores; None when there are none that can be used."""
     try:
-        about = json.loads(info.read_text(encoding="utf-8"))["evaluators"]
+        about = parse_json(read_text(info, LARGEST_JSON))["evaluators"]
         table = pq.read_table(parquet)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
-    return Scores(table, about) if set(_KEYS) <= set(table.column_names) else None
+    known = isinstance(about, dict) and all(isinstance(entry, dict) for entry in about.values())
+    return Scores(table, about) if known and set(_KEYS) <= set(table.column_names) else None
 
 
 def identity_table(rows: Sequence[ImageRow], hashes: pa.ChunkedArray) -> pa.Table:

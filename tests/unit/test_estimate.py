@@ -351,7 +351,7 @@ def test_checkpointing_in_half_precision_computes_the_forward_pass_again(models)
         flops[checkpointing] = estimate(settings("", model=model, train=train)).flops
     again = flops[True]["backward"] - flops[False]["backward"]
     assert flops[True]["forward"] == flops[False]["forward"]
-    assert 0.8 * flops[True]["forward"] < again <= flops[True]["forward"]
+    assert 0.6 * flops[True]["forward"] < again <= flops[True]["forward"]
 
 
 def test_disk_gpus_and_hours_by_hand(models):

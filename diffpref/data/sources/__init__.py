@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffpref.data.sources.base import Request, Source
 from diffpref.data.sources.entries import first_cells
-from diffpref.data.sources.folders import SIDES, open_folders
+from diffpref.data.sources.folders import open_folders, pair_folders
 from diffpref.data.sources.hpdv2 import PAIR_KEYS, RANK_KEYS, open_hpdv2
 from diffpref.data.sources.hpdv3 import KEYS, open_hpdv3
 from diffpref.data.sources.lists import CSV_SUFFIXES, open_csv, open_jsonl
@@ -39,7 +39,12 @@ def open_source(name: str, request: Request) -> tuple[str, Source]:
 
 def _detect(request: Request) -> str:
     place = request.place
-    if isinstance(place, Path) and place.is_dir() and all((place / side).is_dir() for side in SIDES):
+    if (
+        isinstance(place, Path)
+        and place.is_dir()
+        and pair_folders(place)
+        and not any(place.glob("*.parquet"))
+    ):
         return "folders"
     if isinstance(place, str) or place.is_dir() or place.suffix == ".parquet":
         return "pick-double-caption" if has_own_captions(request) else "pick-a-pic"

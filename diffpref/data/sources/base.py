@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from diffpref.errors import UserError, nearest
+from diffpref.texts import shorten
 
 TIE, NO_LABEL, BAD_LABEL, NO_CAPTION = "tie", "no_label", "bad_label", "no_caption"
 MISSING_FILE, OUTSIDE, BAD_IMAGE = "missing_file", "outside_images", "bad_image"
@@ -153,8 +154,3 @@ def relative_names(files: list[Path]) -> dict[str, Path]:
     """Files by names that stay the same when all of them move: paths below their common folder."""
     common = os.path.commonpath([path.parent for path in files])
     return {os.path.relpath(path, common): path for path in files}
-
-
-def shorten(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffpref.data.sources.base import shorten
 from diffpref.data.sources.json_stream import LONGEST, JsonError, read_array
 from diffpref.errors import UserError
+from diffpref.files import check_depth, open_file, reason_of
+from diffpref.texts import shorten
 
 PEEKED = 20
 """Entries that are looked at to tell which format and which columns a file has."""
+LINE_SUFFIXES = (".jsonl", ".ndjson")
 _CHUNK = 2**16
 _BOM = b"\xef\xbb\xbf"
 
@@ -37,12 +39,29 @@ def read_entries(path: Path) -> Iterator[Entry]:
     array is damaged, since nothing tells where the next entry begins, and when the file cannot be read.
     """
     try:
-        with open(path, "rb") as stream:
-            start = stream.read(_CHUNK).removeprefix(_BOM).lstrip()
+        with open_file(path) as stream:
+            is_array = _is_array(stream, path)
             stream.seek(0)
-            yield from (_from_array if start.startswith(b"[") else _from_lines)(stream, path)
+            yield from (_from_array if is_array else _from_lines)(stream, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read", why=str(error.strerror)) from error
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
+
+
+def _is_array(stream: BinaryIO, path: Path) -> bool:
+    """Whether the file is one array: it begins with "[", and no line of its first ones proves a file of JSON
+    lines, whose first is damaged: an object with nothing behind that would go on with an array."""
+    start = stream.read(_CHUNK).removeprefix(_BOM).lstrip()
+    if not start.startswith(b"[") or path.suffix.lower() not in LINE_SUFFIXES:
+        return start.startswith(b"[")
+    stream.seek(0)
+    lines = [stream.readline(LONGEST) for _ in range(2 * PEEKED)]
+    filled = [line.strip() for line in lines if line.strip()]
+    cut_off = lines[-1] or filled[0].endswith((b"[", b","))  # an array may be, too
+    following = [*filled[2:], b"," if cut_off else b""]
+    return not any(
+        line.startswith(b"{") and after[:1] not in (b",", b"]", b"}") and not _parsed(0, "", line).problem
+        for line, after in zip(filled[1:], following, strict=False)
+    )
 
 
 def first_cells(path: Path) -> list[dict[str, Any]]:
@@ -104,6 +123,10 @@ def _parsed(row: int, where: str, line: bytes) -> Entry:
 
 
 def _entry(row: int, where: str, value: Any) -> Entry:
+    try:
+        check_depth(value)
+    except ValueError as error:
+        return Entry(row, where, {}, str(error))
     if isinstance(value, dict):
         return Entry(row, where, value)
     return Entry(row, where, {}, f"{shorten(value)} is no object")

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from diffpref.data.sources.base import (
     BAD_LABEL,
@@ -22,17 +22,20 @@ from diffpref.data.sources.base import (
     image_root,
     name_columns,
     read_label,
-    shorten,
 )
 from diffpref.data.sources.entries import Entry, first_cells, read_entries
 from diffpref.errors import UserError, nearest
+from diffpref.files import LARGEST_TEXT, open_text, reason_of
+from diffpref.texts import shorten
 
 COLUMNS = {
     key: key
     for key in ("caption", "image_0", "image_1", "label_0", "label_1", "preferred", "caption_0", "caption_1")
 }
 CSV_SUFFIXES = (".csv", ".tsv")
-csv.field_size_limit(2**31 - 1)  # of a cell; the limit of 128 KiB would take a long caption for a broken row
+csv.field_size_limit(
+    LARGEST_TEXT
+)  # of a cell; the limit of 128 KiB would take a long caption for a broken row
 
 
 def open_jsonl(request: Request) -> Source:
@@ -124,7 +127,7 @@ def _preferred(value: Any, columns: dict[str, str]) -> float:
 def read_csv(path: Path) -> Iterator[Entry]:
     """Rows behind the header. One that has too few or too many cells, or breaks the quoting, is a problem."""
     with _open_csv(path) as stream:
-        reader = csv.reader(stream, dialect=_dialect(path), strict=True)
+        reader = csv.reader(_Lines(stream), dialect=_dialect(path), strict=True)
         try:
             header = next((cells for cells in reader if cells), [])
         except csv.Error:
@@ -162,7 +165,7 @@ def _next_cells(reader: Iterator[list[str]]) -> tuple[list[str] | None, str]:
 def _header(path: Path) -> list[str]:
     with _open_csv(path) as stream:
         try:
-            rows = csv.reader(stream, dialect=_dialect(path), strict=True)
+            rows = csv.reader(_Lines(stream), dialect=_dialect(path), strict=True)
             names = next((cells for cells in rows if cells), [])
         except csv.Error as error:
             raise UserError(f"the header of {path} cannot be read", why=str(error)) from error
@@ -174,12 +177,32 @@ def _header(path: Path) -> list[str]:
     return names
 
 
-def _open_csv(path: Path) -> Any:
+class _Lines:
+    """Lines of a text; csv.Error for one that is too long, the rest of which is passed over."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(LARGEST_TEXT)
+        if not line:
+            raise StopIteration
+        if len(line) == LARGEST_TEXT and not line.endswith("\n"):
+            while (rest := self._stream.readline(LARGEST_TEXT)) and not rest.endswith("\n"):
+                pass
+            raise csv.Error(f"the line is longer than {LARGEST_TEXT} characters")
+        return line
+
+
+def _open_csv(path: Path) -> TextIO:
     """Bytes that are no UTF-8 pass as lone surrogates: the row that holds them is bad, not the file."""
     try:
-        return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        return open_text(path, errors="surrogateescape")
     except OSError as error:
-        raise UserError(f"{path} cannot be read", why=str(error.strerror)) from error
+        raise UserError(f"{path} cannot be read", why=reason_of(error)) from error
 
 
 def _dialect(path: Path) -> str:

@@ -22,6 +22,7 @@ from diffpref.data.schema import (
     open_file,
 )
 from diffpref.data.sources.base import (
+    BAD_IMAGE,
     MALFORMED,
     Candidate,
     Request,
@@ -34,6 +35,8 @@ from diffpref.data.sources.base import (
     relative_names,
 )
 from diffpref.errors import UserError
+from diffpref.files import LARGEST_IMAGE
+from diffpref.texts import LONGEST
 
 BATCH = 32
 BUFFER = 2**20
@@ -111,6 +114,11 @@ def _read_file(
                 yield rows
                 row += rows
                 continue
+            if group in file.faults:
+                problem = (BAD_IMAGE, file.faults[group])
+                yield from (Candidate(name, n, f"row {n}", problem=problem) for n in range(row, row + rows))
+                row += rows
+                continue
             for batch in _batches(parquet, group, needed, name, row):
                 for offset in range(batch.num_rows):
                     if wanted(first + row, first + row + 1):
@@ -153,9 +161,11 @@ def _candidate(
 ) -> Candidate:
     label, problem = math.nan, None
     try:
-        cells = {column: batch.column(column)[offset].as_py() for column in batch.schema.names}
+        cells = {column: _cell(column, batch.column(column)[offset]) for column in batch.schema.names}
     except UnicodeDecodeError:
         return Candidate(name, row, f"row {row}", problem=(MALFORMED, "its text is not UTF-8"))
+    except RowProblem as error:
+        return Candidate(name, row, f"row {row}", problem=(error.reason, error.text))
     try:
         if cells.get(HAS_LABEL, True):
             label = read_label(cells[columns.label_0])
@@ -174,6 +184,18 @@ def _candidate(
         extra={column: cells[column] for column in extra},
         problem=problem,
     )
+
+
+def _cell(name: str, scalar: pa.Scalar) -> Any:
+    """A cell as a Python value. Raises RowProblem for one that is too long to copy."""
+    data = scalar["bytes"] if isinstance(scalar, pa.StructScalar) and scalar.is_valid else scalar
+    if isinstance(data, pa.BinaryScalar) and data.is_valid:
+        text = isinstance(data, (pa.StringScalar, pa.LargeStringScalar, pa.StringViewScalar))
+        size, most = data.as_buffer().size, 4 * LONGEST if text else LARGEST_IMAGE  # bytes of a character
+        if size > most:
+            reason = MALFORMED if text else BAD_IMAGE
+            raise RowProblem(reason, f"{name} has {size:,} bytes, more than {most:,}")
+    return scalar.as_py()
 
 
 def _image_bytes(value: Any) -> bytes | None:
