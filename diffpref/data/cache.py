@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -37,6 +39,8 @@ from diffpref.data.pairs import PairTable
 from diffpref.errors import UserError
 from diffpref.families.base import Family
 from diffpref.paths import atomic_write_text, fingerprint, sha256_file
+
+log = logging.getLogger("diffpref")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def build_cache(
     usable pair, disk full.
     """
     share = share or Share()
-    with full_disk_is_told(folder), Encoder(table, family, data) as encoder:
+    alone = locked_build(folder, share.check) if share.rank == 0 else contextlib.nullcontext()
+    with alone, full_disk_is_told(folder), Encoder(table, family, data) as encoder:
         if share.rank == 0:
             parts = prepare(table, family, data, folder, named)
             check_room(needs(parts), folder)
@@ -136,6 +141,35 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a cache that may be read only, a file system without locks
             fcntl.flock(held.enter_context(open(folder / ".lock", "ab")), fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def locked_build(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Hold the folder for a whole build: another run that begins the same cache waits, and finds it finished.
+
+    check: may stop the wait.
+    """
+    with told_when_not_writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # as in `locked`
+            lock = held.enter_context(open(folder / ".build", "ab"))
+            told = False
+            while not _try_lock(lock):
+                if not told:
+                    log.info("another run encodes into %s: waiting for it", folder)
+                    told = True
+                check()
+                time.sleep(0.2)
+        yield
+
+
+def _try_lock(stream: BinaryIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
 
 
 def _clear_if_other(part: Part, named: bool) -> None:

@@ -4,7 +4,7 @@ cache."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffpref.data.buckets import Size
 from diffpref.errors import UserError
+from diffpref.paths import sha256_file
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
 REPAIR = "remove that file, and the same command, or `diffpref encode`, makes it anew and no other"
@@ -94,11 +95,11 @@ class LatentCache:
     """Latents on disk. Implements `Latents`."""
 
     def __init__(self, folder: Path) -> None:
-        self._shards = _Shards(folder)
         self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        self._shards = _Shards(folder, self.manifest["files"])
         self.key_hash = str(self.manifest["key_hash"])
         self._starts = np.cumsum([0, *self.manifest["shards"]])
-        shards = [self._shards.open(number) for number in range(len(self.manifest["shards"]))]
+        shards = [self._shards.mapped(number) for number in range(len(self.manifest["shards"]))]
         self.pair_ids: list[int] = torch.cat([shard["pair_id"] for shard in shards]).tolist()
         self.rows = torch.cat([shard["index"] for shard in shards])
         self.sizes = torch.cat([shard["size"] for shard in shards])
@@ -127,11 +128,12 @@ class TextCache:
     """What the text encoder made of every caption, once."""
 
     def __init__(self, folder: Path) -> None:
-        self._shards = _Shards(folder)
         self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        self._shards = _Shards(folder, self.manifest["files"])
+        check_digest(folder / INDEX, self.manifest["files"])
         index = open_tensors(folder / INDEX)
         self._numbers = torch.stack([index["winner"], index["loser"]], dim=1)
-        self._shard_captions = len(next(iter(self._shards.open(0).values())))
+        self._shard_captions = len(next(iter(self._shards.mapped(0).values())))
 
     def captions(self, rows: Tensor) -> Tensor:
         """Caption numbers of rows of the table, int64 [B, 2]: winner's and loser's."""
@@ -144,16 +146,41 @@ class TextCache:
 
 
 class _Shards:
-    """The numbered files of a folder, each opened once and mapped: pages are read when touched."""
+    """The numbered files of a folder, each opened once and mapped: pages are read when touched.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[int, dict[str, Tensor]] = {}
+    A file's SHA-256 is compared with the manifest's before anything of it is trained on, once in a run.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Any]) -> None:
+        self._folder, self._files = folder, files
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+        self._checked: set[int] = set()
 
     def open(self, number: int) -> dict[str, Tensor]:
-        if number not in self._open:
-            self._open[number] = open_tensors(self._folder / f"{number:05d}.safetensors")
-        return self._open[number]
+        """The tensors of a file, whose bytes must be those that were written. Raises UserError otherwise."""
+        if number not in self._checked:
+            check_digest(self._path(number), self._files)
+            self._checked.add(number)
+        return self.mapped(number)
+
+    def mapped(self, number: int) -> dict[str, Tensor]:
+        """The tensors of a file, unchecked: to find one's way, before any of it is used."""
+        if number not in self._mapped:
+            self._mapped[number] = open_tensors(self._path(number))
+        return self._mapped[number]
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.safetensors"
+
+
+def check_digest(path: Path, files: Mapping[str, Any]) -> None:
+    """Raise UserError unless a cache file has the SHA-256 that the manifest's `files` give it."""
+    try:
+        whole = sha256_file(path) == files[path.name]["sha256"]
+    except (OSError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged", f"{type(error).__name__}: {error}", REPAIR) from error
+    if not whole:
+        raise UserError(f"{path} is damaged", "it has other bytes than when it was made", REPAIR)
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:

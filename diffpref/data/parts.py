@@ -172,7 +172,7 @@ def staged(path: Path) -> Iterator[BinaryIO]:
     temporary = _staging(path)
     with contextlib.ExitStack() as held:
         with told_when_not_writable(temporary):
-            stream = held.enter_context(open(temporary, "ab"))
+            stream = held.enter_context(open(temporary, "ab", opener=_no_link))
         _lock(stream, temporary)
         try:
             stream.truncate(0)
@@ -184,6 +184,11 @@ def staged(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, and no link, whose target would be emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def await_writer(path: Path) -> None:

@@ -13,20 +13,22 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffpref.config import TrainConfig
+from diffpref.data.cache import locked_build
 from diffpref.data.disk import told_when_disk_is_full
 from diffpref.data.sampler import BucketSampler
-from diffpref.data.tensors import save_tensors
+from diffpref.data.tensors import digest_of, save_tensors
 from diffpref.families.base import Family
 from diffpref.paths import fingerprint
 from diffpref.training.batches import BatchBuilder
@@ -35,6 +37,7 @@ from diffpref.training.reference import CachedErrors
 
 log = logging.getLogger("diffpref")
 STEPS_A_FILE = 64
+DIGEST = "sha256"  # in the header: of the tensors
 MicroBatches = Callable[[int], list[tuple[list[int], list[int]]]]
 """(pairs, earlier visits of each) of every micro-batch of this process at a step, from 1."""
 
@@ -61,15 +64,19 @@ class ReferenceCache:
             total=sum(len(part) for part in plan), unit="step", desc="reference errors", leave=False,
             file=sys.stderr, disable=not self.accelerator.is_main_process,
         )  # fmt: skip
-        with bar, told_when_disk_is_full(f"reference errors in {place}", "finished files will be used"):
+        waits = locked_build(place, self.check) if self.accelerator.is_main_process else nullcontext()
+        told = told_when_disk_is_full(f"reference errors in {place}", "finished files will be used")
+        with waits, bar, told:
+            self.accelerator.wait_for_everyone()  # for the main process to have the lock
             for number, steps in enumerate(plan):
                 path = place / f"{self.accelerator.process_index}-{number:05d}-{len(steps)}.safetensors"
                 self.check()
                 if self._missing(path):
-                    save_tensors(path, self._take(steps, unet))
+                    taken_here = self._take(steps, unet)
+                    save_tensors(path, taken_here, {DIGEST: digest_of(taken_here)})
                     taken += len(steps)
                 bar.update(len(steps))
-        self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()
         if taken:
             log.info(
                 "reference errors of %d steps taken in %.1f s; kept in %s",
@@ -98,8 +105,8 @@ class ReferenceCache:
         }  # fmt: skip
 
     def _missing(self, path: Path) -> bool:
-        """Whether any process misses its file: a forward pass may need them all."""
-        missing = torch.tensor([float(not path.exists())], device=self.accelerator.device)
+        """Whether any process misses its file, or has a damaged one: a forward pass may need them all."""
+        missing = torch.tensor([float(read_errors(path) is None)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(missing, "sum").item())
 
     def _plan(self) -> Iterator[list[int]]:
@@ -132,6 +139,24 @@ class ReferenceCache:
     def _open(self, place: Path) -> Tensor:
         table = torch.full((self.sampler.n, self.config.reference.draws, 2), float("nan"))
         for path in sorted(place.glob("*.safetensors")):
-            part = load_file(path)
-            table[part["pair"], part["draw"]] = part["errors"]
+            part = read_errors(path)
+            if part is not None:
+                table[part["pair"], part["draw"]] = part["errors"]
         return table
+
+
+def read_errors(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file, compared with the digest in its header; None, and a warning, when damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            digest = (file.metadata() or {}).get(DIGEST)
+            part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+        if digest == digest_of(part):
+            return part
+        why = "it has other values than were written"
+    except (SafetensorError, OSError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+    log.warning("%s is damaged (%s): its reference errors are taken again", path, why)
+    return None

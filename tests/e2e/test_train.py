@@ -267,6 +267,38 @@ def test_a_longer_run_takes_the_reference_errors_that_it_lacks(world, tmp_path):
     assert [row["loss"] for row in metrics(folder)] == [row["loss"] for row in metrics(whole)]
 
 
+@pytest.mark.parametrize("damage", ["cut", "a changed value", "empty"])
+def test_damaged_reference_errors_are_taken_again(world, tmp_path, damage):
+    changes = {"reference__kind": "cached", "data__cache_dir": str(tmp_path / "cache")}
+    first, _ = run(world, tmp_path, "first", **changes)
+    (path,) = (tmp_path / "cache").glob("reference-*/*.safetensors")
+    data = bytearray(path.read_bytes())
+    if damage == "a changed value":
+        data[-1] ^= 64
+        path.write_bytes(bytes(data))
+    else:
+        path.write_bytes(data[:100] if damage == "cut" else b"")
+    second, printed = run(world, tmp_path, "second", **changes)
+    assert "is damaged" in printed
+    assert "taken again" in printed
+    assert same(weights(first), weights(second))
+    _, printed = run(world, tmp_path, "third", **changes)
+    assert "is damaged" not in printed
+
+
+def test_two_runs_that_begin_one_cache_together_both_train(world, tmp_path):
+    """As in a sweep: one encodes, the other waits and finds it finished."""
+    changes = {"data__cache_dir": str(tmp_path / "cache"), "reference__kind": "cached"}
+    starts = []
+    for name in ("a", "b", "c"):
+        tree = config(world / "model", world / "pairs.parquet", tmp_path / name, **changes)
+        starts.append(start(tmp_path / f"{name}.log", "train", write_config(tmp_path / f"{name}.toml", tree)))
+    for one in starts:
+        assert one.wait() == 0, one.printed()
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
 def test_grids_are_scored_when_asked(world, tmp_path):
     folder, _ = run(
         world, tmp_path, sampling__every=3, sampling__steps=2, sampling__evaluators=["oracle"],

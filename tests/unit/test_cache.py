@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 from diffpref.config import DataConfig, ModelConfig
 from diffpref.data import cache_parts as cache_module
-from diffpref.data.cache import build_cache, finish, prepare
+from diffpref.data import cached
+from diffpref.data.cache import build_cache, finish, locked_build, prepare
 from diffpref.data.encoding import Encoder
 from diffpref.data.images import as_tensor, decode_image, to_pixels
 from diffpref.data.pairs import open_pairs
+from diffpref.data.parts import _staging, staged
 from diffpref.errors import UserError
 from diffpref.families import load_family
 from diffpref.families.miniature import stable_diffusion
@@ -241,3 +245,68 @@ def test_a_pair_of_odd_shapes_goes_to_a_bucket_with_its_sizes_and_crops(tmp_path
             assert left == (max(width, round(wide * scale)) - width) // 2
             rest = max(width, round(wide * scale)) - width - left
             assert mirrored.crop[pair, side].tolist() == [top, rest]
+
+
+@pytest.mark.parametrize("file", ["latents/00001", "text-shared/00001", "text-shared/index"])
+def test_a_changed_byte_is_not_trained_on(tmp_path, family, file):
+    """Of the same size, so that nothing but its SHA-256 tells; found when the file is first used."""
+    build(tmp_path, family)
+    path = tmp_path / "cache" / f"{file}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+    def use():
+        cache = build(tmp_path, family)
+        cache.latents([0])  # another file
+        cache.conditioning([0])
+        cache.latents([5])
+        cache.conditioning([4])
+
+    with pytest.raises(UserError, match=f"{file}.safetensors is damaged") as caught:
+        use()
+    assert caught.value.why == "it has other bytes than when it was made"
+    assert "remove that file" in caught.value.fix
+    before = contents(tmp_path / "cache")
+    path.unlink()
+    use()
+    repaired = contents(tmp_path / "cache")
+    assert {name for name in before if before[name] != repaired[name]} == {f"{file}.safetensors"}
+
+
+def test_each_file_is_hashed_once_in_a_run(tmp_path, family, monkeypatch):
+    build(tmp_path, family)
+    hashed = []
+    real = cached.sha256_file
+    monkeypatch.setattr(cached, "sha256_file", lambda path: hashed.append(path.name) or real(path))
+    cache = build(tmp_path, family)
+    assert hashed == ["index.safetensors"]  # latents and text wait until they are used
+    for _ in range(3):
+        cache.latents([0, 9])
+        cache.conditioning([0])
+    assert hashed == ["index.safetensors", "00000.safetensors", "00002.safetensors", "00000.safetensors"]
+
+
+def test_a_build_waits_for_another_of_the_same_cache(tmp_path, family, caplog):
+    waited = []
+
+    def check():
+        waited.append(True)
+        if len(waited) == 3:
+            other.close()
+
+    other = contextlib.ExitStack()
+    other.enter_context(locked_build(tmp_path, lambda: None))
+    with caplog.at_level("INFO"), locked_build(tmp_path, check):
+        assert len(waited) == 3
+    assert caplog.text.count("another run encodes into") == 1
+
+
+def test_a_link_in_place_of_a_file_that_is_being_written_is_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("kept")
+    part = tmp_path / "00000.safetensors"
+    _staging(part).symlink_to(target)
+    with pytest.raises(UserError), staged(part) as stream:
+        stream.write(b"x")
+    assert target.read_text() == "kept"
