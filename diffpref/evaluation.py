@@ -13,7 +13,9 @@ from diffpref.config import ModelConfig
 from diffpref.errors import UserError
 from diffpref.evaluators import Runtime, stats
 from diffpref.generation import MANIFEST, ROWS, generate
-from diffpref.pipelines import versioned
+from diffpref.paths import home_path
+from diffpref.pipelines import check_model, versioned
+from diffpref.processes import ALONE, Processes
 from diffpref.reporting.report import write_report
 from diffpref.scoring import check_names, load_judges, score_with
 from diffpref.suites import load_suite
@@ -64,41 +66,48 @@ def evaluate(
     allow_missing: bool = False,
     force: bool = False,
     title: str = "",
-) -> dict[str, Any]:
+    processes: Processes = ALONE,
+) -> dict[str, Any] | None:
     """Draw, score and compare; leaves OUT/LABEL/ for each model, OUT/report.html and OUT/report.json.
 
     contestants: the baseline first. A folder that `diffpref generate` finished or began is continued,
     scores of the same images are kept, and the report is written anew, so the same command goes on after a
-    stop. Returns the report's numbers.
+    stop. With a limit the report is of those prompts, whatever else the folders hold. processes: those that
+    share drawing and scoring; the main one writes the report. Returns its numbers, None in the others.
 
     Raises UserError: two of one label, a model or suite that there is not, an evaluator that cannot be loaded
     (before anything is drawn), an OUT with images of other settings.
     """
     _check_labels(contestants)
-    load_suite(plan.suite, plan.sampling)
+    suite = load_suite(plan.suite, plan.sampling)
     check_names(evaluators, weights or {})
     for contestant in contestants:
         if not contestant.is_drawn:
-            plan.model(contestant.source)
+            check_model(plan.model(contestant.source))
     if not all(contestant.is_drawn for contestant in contestants):
         # drawing takes hours: weights that cannot be loaded must not show up after it
-        load_judges(evaluators, score_batch, runtime, weights or {})
+        load_judges(evaluators, score_batch, runtime, weights or {}, processes)
     folders = []
     for contestant in contestants:
         if contestant.is_drawn:
-            folder = Path(contestant.source).expanduser()
+            folder = home_path(contestant.source)
         else:
             folder = out / contestant.label
             generate(
                 plan.model(contestant.source), plan.suite, folder, limit=plan.limit, batch=plan.batch,
-                device=plan.device, dtype=plan.dtype, sampling=plan.sampling,
+                device=plan.device, dtype=plan.dtype, sampling=plan.sampling, processes=processes,
             )  # fmt: skip
         folders.append(folder)
-    judges = load_judges(evaluators, score_batch, runtime, weights or {})
+    judges = load_judges(evaluators, score_batch, runtime, weights or {}, processes)
     for folder in folders:
-        score_with(folder, judges, score_batch, allow_missing=allow_missing)
+        score_with(folder, judges, score_batch, allow_missing=allow_missing, processes=processes)
+    if not processes.main:
+        return None
     names = [contestant.label for contestant in contestants]
-    return write_report(folders[0], folders[1:], out / "report.html", title=title, force=force, names=names)
+    prompts = {image.prompt.text for image in suite.images(plan.limit)} if plan.limit else None
+    return write_report(
+        folders[0], folders[1:], out / "report.html", title=title, force=force, names=names, prompts=prompts
+    )
 
 
 def contestant(text: str) -> Contestant:

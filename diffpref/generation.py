@@ -21,6 +21,7 @@ from diffpref.config import ModelConfig
 from diffpref.errors import UserError
 from diffpref.files import parse_json
 from diffpref.paths import atomic_write_bytes, atomic_write_text, remove_abandoned
+from diffpref.processes import ALONE, Processes, choose_device
 from diffpref.suites import PlannedImage, Suite, load_suite, sampling_arguments
 
 MANIFEST = "manifest.json"
@@ -54,7 +55,8 @@ class _Folder:
 
     def finished(self, plan: list[PlannedImage]) -> list[dict[str, Any]]:
         """Rows of finished images. A line torn by a kill, and rows whose file is gone, count as not made."""
-        rows = [row for row in _parse_lines(self.path / ROWS) if (self.path / row["file"]).is_file()]
+        found = {row["id"]: row for path in self._all_rows() for row in _parse_lines(path)}
+        rows = [row for row in found.values() if (self.path / row["file"]).is_file()]
         planned = {image.id: image for image in plan}
         for row in rows:
             image = planned.get(row["id"])
@@ -65,8 +67,18 @@ class _Folder:
                 )
         return rows
 
+    def rows_of(self, rank: int) -> Path:
+        """Where a process writes the rows of what it draws: several must not write into one file."""
+        return self.path / (f".{rank}.{ROWS}" if rank else ROWS)
+
+    def _all_rows(self) -> list[Path]:
+        return [self.path / ROWS, *sorted(self.path.glob(f".*.{ROWS}"))]
+
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Write all rows, and drop those that other processes kept apart."""
         atomic_write_text(self.path / ROWS, "".join(_line(row) for row in rows))
+        for path in self._all_rows()[1:]:
+            path.unlink()
 
 
 def generate(
@@ -79,6 +91,7 @@ def generate(
     device: str | None = None,
     dtype: str = "fp32",
     sampling: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Draw every image of a suite into a folder.
 
@@ -91,12 +104,13 @@ def generate(
             with a revision or variant as ``ModelConfig``.
         suite: name of a shipped suite, path of a TOML file, or a list of prompts (see `load_suite`).
         lora: LoRA file or folder to load on top.
-        limit: draw the first prompts only (0: all).
+        limit: draw so many prompts only (0: all), each kind in proportion to its share.
         batch: images drawn at once. Rounding inside the network can differ with the size of the batch, by
             one of 255 levels in a few pixels.
         device: "cuda", "mps", "cpu"; by default the first of these that is there.
         dtype: precision of the network: "fp32", "fp16" or "bf16".
         sampling: settings that win over those of the suite, such as ``{"steps": 20}``.
+        processes: those that share the work. They draw the very batches that one process draws.
 
     Raises:
         UserError: model or suite that cannot be read, or a folder with images of other settings.
@@ -108,13 +122,28 @@ def generate(
             "--limit must be at least 0 and --batch at least 1", why=f"limit {limit}, batch {batch}"
         )
     loaded = pipelines.load_pipeline(
-        model, lora=lora, device=device, dtype=dtype, scheduler=plan_of.scheduler
+        model,
+        lora=lora,
+        device=choose_device(device, processes.local_rank),
+        dtype=dtype,
+        scheduler=plan_of.scheduler,
     )
     folder = _Folder(out)
     plan = plan_of.images(limit)
     try:
-        folder.open(_settings(plan_of, loaded, suite, sampling or {}))
-        _draw(folder, plan_of, plan, loaded, batch)
+        if processes.main:
+            folder.open(_settings(plan_of, loaded, suite, sampling or {}))
+            folder.write_rows(folder.finished(plan))
+        processes.wait()
+        done = {row["id"] for row in folder.finished(plan)}
+        processes.wait()  # until all know what is done: nobody may draw before
+        _draw(folder, plan_of, [image for image in plan if image.id not in done], loaded, batch, processes)
+        processes.wait()
+        if processes.main:
+            order = {image.id: position for position, image in enumerate(plan_of.images())}
+            rows = folder.finished(plan)
+            folder.write_rows(sorted(rows, key=lambda row: order.get(row["id"], len(order))))
+        processes.wait()
     except OSError as error:
         raise UserError(f"cannot write to {out}", why=str(error.strerror or error)) from error
     return out
@@ -150,25 +179,26 @@ def settings_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") 
 
 
 def _draw(
-    folder: _Folder, suite: Suite, plan: list[PlannedImage], loaded: pipelines.LoadedPipeline, batch: int
+    folder: _Folder,
+    suite: Suite,
+    missing: list[PlannedImage],
+    loaded: pipelines.LoadedPipeline,
+    batch: int,
+    processes: Processes,
 ) -> None:
-    rows = folder.finished(plan)
-    done = {row["id"] for row in rows}
-    folder.write_rows(rows)
-    missing = [image for image in plan if image.id not in done]
+    """Draw this process's share of what is missing: whole batches, so that all rounds as in one process."""
+    mine = list(_batches(missing, batch))[processes.rank :: processes.world]
     progress = tqdm(
-        total=len(plan), initial=len(plan) - len(missing), unit="image", desc=f"generate {folder.path.name}"
-    )
-    with progress, open(folder.path / ROWS, "a", encoding="utf-8") as stream:
-        for images in _batches(missing, batch):
+        total=sum(map(len, mine)), unit="image", desc=f"generate {folder.path.name}",
+        disable=not processes.main,
+    )  # fmt: skip
+    with progress, open(folder.rows_of(processes.rank), "a", encoding="utf-8") as stream:
+        for images in mine:
             for image, pixels in zip(images, _sample(loaded, suite, images), strict=True):
                 atomic_write_bytes(folder.path / image.file, _png(pixels))
             stream.write("".join(_line(_row(image)) for image in images))
             pipelines.flush_to_disk(stream)
             progress.update(len(images))
-    order = {image.id: position for position, image in enumerate(suite.images())}
-    everything = [*rows, *(_row(image) for image in missing)]
-    folder.write_rows(sorted(everything, key=lambda row: order.get(row["id"], len(order))))
 
 
 def _sample(loaded: pipelines.LoadedPipeline, suite: Suite, images: list[PlannedImage]) -> np.ndarray:

@@ -27,7 +27,14 @@ from transformers.utils import logging as transformers_logging
 from diffpref.config import ModelConfig
 from diffpref.errors import UserError
 from diffpref.families import FAMILIES
-from diffpref.families.loading import INDEX, load_pipeline_folder, model_folder, one_line, read_index
+from diffpref.families.loading import (
+    INDEX,
+    check_parts,
+    load_pipeline_folder,
+    model_folder,
+    one_line,
+    read_index,
+)
 from diffpref.paths import resolve, resolve_existing, resolve_or_hub_id
 from diffpref.processes import choose_device
 from diffpref.suites import name_hint
@@ -172,6 +179,16 @@ def base_and_lora(model: ModelConfig) -> tuple[ModelConfig, Path | None]:
             fix=f"leave it out, or give --model BASE --lora {place} to draw it on another base",
         )
     return _base_of(place), place
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise UserError when a model is not to be had or lacks a part. A hub id is fetched."""
+    base, lora = base_and_lora(model)
+    folder = model_folder(base)
+    parts = [name for name, entry in read_index(folder).items() if isinstance(entry, list) and any(entry)]
+    check_parts(folder, [part for part in parts if part != "safety_checker"])
+    if lora is not None and not (lora / LORA_WEIGHTS).stat().st_size:
+        raise UserError(f"the LoRA {lora} is empty", fix="export it again")
 
 
 def versioned(model: str, revision: str, variant: str) -> ModelConfig:

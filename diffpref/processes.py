@@ -28,6 +28,10 @@ class Processes:
         return self.rank == 0
 
 
+ALONE = Processes()
+"""The one process of a command that no launcher started."""
+
+
 def place_in_launch() -> Processes:
     """This process among those that a launcher started, by its word: nobody is joined, and nobody waits.
 
@@ -78,17 +82,6 @@ def _wait() -> None:
         raise UserError(
             "another process of this command stopped", why=str(error).splitlines()[0], fix="see its message"
         ) from error
-
-
-def refuse_several(command: str) -> None:
-    """Raise UserError when a launcher started several processes of a command that shares no work."""
-    world = place_in_launch().world
-    if world > 1:
-        raise UserError(
-            f"diffpref {command} runs in one process",
-            why=f"WORLD_SIZE is {world}, and each process would do all the work",
-            fix=f"start it as diffpref {command}",
-        )
 
 
 def worker_died(code: int | None, setting: str) -> UserError:

@@ -32,7 +32,8 @@ from __future__ import annotations
 import logging
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,27 @@ class Suite:
         return fingerprint({**self.settings(), "prompts": [[p.text, p.kind] for p in self.prompts]})
 
     def images(self, limit: int = 0) -> list[PlannedImage]:
-        """The images in order, prompt by prompt; ``limit`` keeps the first prompts (0: all)."""
-        prompts = self.prompts[:limit] if limit else self.prompts
+        """The images in order, prompt by prompt; ``limit`` keeps so many prompts (0: all) by `spread`."""
+        prompts = spread(self.prompts, limit) if limit else self.prompts
         return [
             PlannedImage(f"{prompt.id:05d}-s{sample}", prompt, sample, image_seed(sample, prompt.id))
             for prompt in prompts
             for sample in self.seeds
         ]
+
+
+def spread(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """`limit` prompts in their order, each kind in proportion to its share; a larger limit keeps them all.
+
+    Suites are sorted by kind, so the first prompts would be of one kind.
+    """
+    totals = Counter(prompt.kind for prompt in prompts)
+    seen: Counter[str] = Counter()
+    places: list[tuple[float, int]] = []
+    for number, prompt in enumerate(prompts):
+        places.append(((seen[prompt.kind] + 0.5) / totals[prompt.kind], number))
+        seen[prompt.kind] += 1
+    return [prompts[number] for number in sorted(number for _, number in sorted(places)[:limit])]
 
 
 def image_seed(sample: int, prompt_id: int) -> int:

@@ -133,7 +133,11 @@ def add_suite(parser: Parser) -> None:
         "--seeds", type=seeds, metavar="S,S", help="seeds, an image of each prompt for each, not the suite's"
     )
     parser.add_argument(
-        "--limit", type=count, default=0, metavar="N", help="only the first N prompts (default 0: all)"
+        "--limit",
+        type=count,
+        default=0,
+        metavar="N",
+        help="only N prompts, kinds by their shares (default 0: all)",
     )
 
 

@@ -67,10 +67,8 @@ def add_arguments(parser: Parser) -> bool:
 
 
 def run(values: argparse.Namespace, _: Overrides) -> None:
-    from diffpref.processes import refuse_several
-
-    refuse_several("evaluate")
     from diffpref.evaluation import Plan, contestant, describe_precision, evaluate
+    from diffpref.processes import launched
     from diffpref.reporting.tables import markdown_table
     from diffpref.scoring import runtime_of
 
@@ -80,18 +78,22 @@ def run(values: argparse.Namespace, _: Overrides) -> None:
         values.revision, values.variant,
     )  # fmt: skip
     out = Path(values.out)
-    numbers = evaluate(
-        [contestant(name) for name in names],
-        plan,
-        evaluator_names(values.evaluators),
-        out,
-        runtime=runtime_of(values.device, values.dtype),
-        weights=dict(values.weights),
-        score_batch=values.batch,
-        allow_missing=values.allow_missing,
-        force=values.force,
-        title=values.title,
-    )
+    with launched() as processes:
+        numbers = evaluate(
+            [contestant(name) for name in names],
+            plan,
+            evaluator_names(values.evaluators),
+            out,
+            runtime=runtime_of(values.device, values.dtype, processes),
+            weights=dict(values.weights),
+            score_batch=values.batch,
+            allow_missing=values.allow_missing,
+            force=values.force,
+            title=values.title,
+            processes=processes,
+        )
+    if numbers is None:
+        return
     print(markdown_table(numbers))
     print(f"\n{numbers['headline']}\n{describe_precision(numbers)}")
     for difference in numbers["setting_differences"]:

@@ -46,16 +46,20 @@ def add_arguments(parser: Parser) -> bool:
 def run(values: argparse.Namespace, _: Overrides) -> None:
     from diffpref.config import ModelConfig
     from diffpref.generation import generate
+    from diffpref.processes import launched
 
-    folder = generate(
-        ModelConfig(base=values.model, revision=values.revision, variant=values.variant),
-        values.suite,
-        values.out,
-        lora=values.lora,
-        limit=values.limit,
-        batch=values.batch,
-        device=values.device,
-        dtype=values.dtype,
-        sampling=sampling(values),
-    )
-    print(folder)
+    with launched() as processes:
+        folder = generate(
+            ModelConfig(base=values.model, revision=values.revision, variant=values.variant),
+            values.suite,
+            values.out,
+            lora=values.lora,
+            limit=values.limit,
+            batch=values.batch,
+            device=values.device,
+            dtype=values.dtype,
+            sampling=sampling(values),
+            processes=processes,
+        )
+    if processes.main:
+        print(folder)

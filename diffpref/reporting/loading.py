@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,12 +77,16 @@ class TrainingRun:
 
 
 def load_folders(
-    baseline: Path, candidates: list[Path], force: bool = False, names: Sequence[str] = ()
+    baseline: Path,
+    candidates: list[Path],
+    force: bool = False,
+    names: Sequence[str] = (),
+    prompts: Collection[str] | None = None,
 ) -> list[ScoredFolder]:
     """The baseline and the candidates, in this order, their rows of the same prompts in the same order.
 
     force: compare folders whose sampling settings, prompts or seeds differ, over what they share.
-    names: of the models; by default those of their folders.
+    names: of the models; by default those of their folders. prompts: texts; others are left out.
 
     Raises:
         UserError: a folder without scores, scores that do not belong to its images, folders scored by
@@ -96,6 +100,13 @@ def load_folders(
         if path in resolved[:position]:
             raise UserError(f"{paths[position]} was given twice", fix="compare different folders")
     folders = [_load(path, name) for path, name in zip(paths, names or _names(resolved), strict=True)]
+    if prompts is not None:
+        for folder in folders:
+            folder.rows = [row for row in folder.rows if row["prompt"] in prompts]
+            if not folder.rows:
+                raise UserError(
+                    f"{folder.path} has none of the prompts", fix="draw the same suite with each model"
+                )
     for folder in folders[1:]:
         folder.differences = check_comparable(folders[0], folder, force)
     align(folders)

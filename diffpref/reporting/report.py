@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def write_report(
     image_megabytes: float = BUDGET / 1e6,
     force: bool = False,
     names: Sequence[str] = (),
+    prompts: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Compare scored folders and write ``out`` (HTML) and, beside it, the same numbers as ``.json``.
 
@@ -49,6 +50,7 @@ def write_report(
         image_megabytes: size that embedded images may come to; see ``build_grid`` for which are kept.
         force: compare folders whose sampling settings differ, and say how they differ.
         names: of the models, the baseline first, distinct; by default those of their folders.
+        prompts: texts of the prompts to compare over; None for all that the folders share.
 
     Returns:
         The content of the JSON file.
@@ -60,7 +62,8 @@ def write_report(
     out = Path(out)
     _check_paths(out, latex, markdown, image_megabytes)
     _spare_inputs(out, [Path(baseline), *map(Path, candidates)])
-    folders = load_folders(Path(baseline), [Path(candidate) for candidate in candidates], force, names)
+    paths = [Path(candidate) for candidate in candidates]
+    folders = load_folders(Path(baseline), paths, force, names, prompts)
     report = compare(folders, resamples)
     about = report["metrics"][report["primary"]]
     grid = build_grid(

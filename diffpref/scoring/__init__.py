@@ -12,7 +12,7 @@ from diffpref.errors import UserError
 from diffpref.evaluators import EVALUATORS, Evaluator, Runtime, load_evaluators
 from diffpref.evaluators.base import Dtype
 from diffpref.image_tables import ImageRow, open_images, score_files
-from diffpref.processes import Processes, choose_device
+from diffpref.processes import ALONE, Processes, choose_device
 from diffpref.scoring.judges import Judge
 from diffpref.scoring.passes import gather, score_blocks
 from diffpref.scoring.tables import ERROR, IDENTITY, read_scores, with_other_evaluators, write_scores
@@ -32,7 +32,6 @@ __all__ = [
     "score_with",
 ]
 
-ALONE = Processes()
 NAMED = 20
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from diffpref.cli import main
 from diffpref.evaluation import Contestant, contestant, label_of
 from diffpref.families.miniature import stable_diffusion
+from tests import forked
 from tests.miniatures import save_lora
 
 SUITE = str(Path(__file__).parents[1] / "data" / "suite.toml")
@@ -118,7 +120,7 @@ def test_mistakes_are_found_before_anything_is_drawn(
         assert words in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command(models, out)) == 2
-    assert "runs in one process" in capsys.readouterr().err
+    assert "does not find the others" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -128,3 +130,38 @@ def test_labels() -> None:
     assert [label_of(text) for text in ("runs/dpo/model", "tiny:model", "org/sd-1.5", "runs/a b/", ".")] == [
         "dpo", "tiny", "sd-1.5", "a-b", "model",
     ]  # fmt: skip
+
+
+def test_a_limit_is_that_of_the_report_too(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(models, out, "--limit", "5")) == 0
+    assert main(command(models, out, "--limit", "2")) == 0
+    assert json.loads((out / "report.json").read_text())["prompt_count"] == 2
+    drawn = [str(out / name) for name in ("base", "dpo")]
+    words = ["evaluate", "--baseline", drawn[0], "--candidate", drawn[1], "--suite", SUITE, "--limit", "3"]
+    assert main([*words, "--evaluators", "oracle", "--out", str(tmp_path / "again")]) == 0
+    assert json.loads((tmp_path / "again" / "report.json").read_text())["prompt_count"] == 3
+
+
+@pytest.mark.parametrize("typo", ["runs/typo", "no/such/model", "cut"])
+def test_a_candidate_that_cannot_be_had_is_told_before_anything_is_drawn(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], typo: str
+) -> None:
+    """runs/typo may be a hub id; the model in `cut` lacks a part."""
+    if typo == "cut":
+        typo = shutil.copytree(models / "base", tmp_path / "cut")
+        shutil.rmtree(tmp_path / "cut" / "vae")
+    out = tmp_path / "out"
+    words = ["evaluate", "--baseline", str(models / "base"), "--candidate", str(typo), "--suite", SUITE]
+    assert main([*words, "--evaluators", "oracle", "--out", str(out)]) == 2
+    assert not out.exists()
+    assert capsys.readouterr().err.count("error:") == 1
+
+
+def test_processes_share_an_evaluation(models: Path, tmp_path: Path) -> None:
+    assert main(command(models, tmp_path / "one")) == 0
+    for one in forked.launch(2, tmp_path / "log", *command(models, tmp_path / "two")):
+        one.finish()
+    numbers = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    assert numbers[0]["results"] == numbers[1]["results"]
+    assert numbers[0]["prompts"] == numbers[1]["prompts"]

@@ -15,6 +15,7 @@ from diffpref.errors import UserError
 from diffpref.families.miniature import build_stable_diffusion
 from diffpref.generation import generate, read_manifest, read_rows
 from diffpref.pipelines import LoadedPipeline, build_scheduler, load_pipeline
+from tests import forked
 from tests.miniatures import save_lora
 
 SUITE = str(Path(__file__).parents[1] / "data" / "suite.toml")
@@ -119,9 +120,9 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
 
 def test_more_prompts_are_added_to_a_limited_folder(model: Path, drawn: Path, tmp_path: Path) -> None:
     out = generate(str(model), SUITE, tmp_path / "out", limit=1)
-    first = (out / "images" / "00000-s0.png").stat().st_mtime_ns
+    first = (out / "images" / "00001-s0.png").stat().st_mtime_ns
     generate(str(model), SUITE, out)
-    assert (out / "images" / "00000-s0.png").stat().st_mtime_ns == first
+    assert (out / "images" / "00001-s0.png").stat().st_mtime_ns == first
     assert (out / "manifest.jsonl").read_text() == (drawn / "manifest.jsonl").read_text()
 
 
@@ -205,3 +206,30 @@ def test_prompts_longer_than_the_text_encoder_reads_are_counted(model: Path) -> 
     # the miniature's tokenizer spells letter by letter: 75 letters and two markers just fit
     assert loaded.count_truncated(["a" * 75]) == 0
     assert loaded.count_truncated(["a" * 76, "a", "b" * 200]) == 2
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_work_and_draw_what_one_draws(
+    model: Path, drawn: Path, tmp_path: Path, processes: int
+) -> None:
+    """Seven prompts with two seeds in batches of five: three batches."""
+    words = ["generate", "--model", model, "--suite", SUITE, "--batch", 5, "--out", tmp_path / "out"]
+    for one in forked.launch(processes, tmp_path / "log", *words):
+        one.finish()
+    out = tmp_path / "out"
+    assert (out / "manifest.jsonl").read_bytes() == (drawn / "manifest.jsonl").read_bytes()
+    for row in read_rows(drawn):
+        assert (out / row["file"]).read_bytes() == (drawn / row["file"]).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["images", "manifest.json", "manifest.jsonl"]
+
+
+def test_what_another_process_drew_before_a_kill_counts(model: Path, drawn: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(drawn, tmp_path / "out"))
+    lines = (out / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (out / "manifest.jsonl").write_text("".join(lines[:5]))
+    (out / ".1.manifest.jsonl").write_text("".join(lines[5:10]) + lines[10][:20])
+    kept = (out / "images" / "00004-s1.png").stat().st_mtime_ns
+    generate(str(model), SUITE, out, batch=5)
+    assert (out / "manifest.jsonl").read_text() == "".join(lines)
+    assert (out / "images" / "00004-s1.png").stat().st_mtime_ns == kept
+    assert not (out / ".1.manifest.jsonl").exists()

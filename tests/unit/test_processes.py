@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffpref.errors import UserError
-from diffpref.processes import best_device, choose_device, place_in_launch, refuse_several
+from diffpref.processes import best_device, choose_device, place_in_launch
 
 
 def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,8 +12,6 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     place = place_in_launch()
     assert (place.rank, place.world, place.local_rank, place.main) == (5, 8, 1, False)
-    with pytest.raises(UserError, match="diffpref evaluate runs in one process"):
-        refuse_several("evaluate")
 
 
 @pytest.mark.parametrize("world", ["", "1"])
@@ -21,7 +19,6 @@ def test_one_process_is_the_main_one_whatever_its_rank(world: str, monkeypatch: 
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("RANK", "3")
     assert place_in_launch().main
-    refuse_several("evaluate")
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from diffpref.errors import UserError
-from diffpref.suites import image_seed, load_suite
+from diffpref.suites import Prompt, image_seed, load_suite, shipped_suites, spread
 
 SUITE = Path(__file__).parents[1] / "data" / "suite.toml"
 
@@ -30,7 +31,7 @@ def test_a_suite_says_which_images_to_draw() -> None:
         ("00001-s0", 1, 0, 1),
     ]
     assert images[2].file == "images/00001-s0.png"
-    assert [i.id for i in suite.images(limit=1)] == ["00000-s0", "00000-s1"]
+    assert [i.id for i in suite.images(limit=1)] == ["00001-s0", "00001-s1"]  # the kind of two
 
 
 def test_no_two_images_of_a_suite_share_their_noise() -> None:
@@ -84,3 +85,31 @@ def test_a_suite_without_prompts_is_refused(tmp_path: Path) -> None:
     path.write_text("steps = 2\nguidance = 1\nwidth = 64\nheight = 64\n")
     with pytest.raises(UserError, match="prompts"):
         load_suite(path)
+
+
+def test_a_limit_takes_each_kind_by_its_share_and_a_larger_one_keeps_what_is_drawn() -> None:
+    """Six of a, three of b, one of c, sorted as suites are. The k-th of n stands at (k - 1/2) / n."""
+    kinds = "aaaaaabbbc"
+    prompts = [Prompt(number, f"prompt {number}", kind) for number, kind in enumerate(kinds)]
+    chosen = {limit: [prompt.id for prompt in spread(prompts, limit)] for limit in range(1, 12)}
+    assert chosen[2] == [0, 6]  # 1/12, 1/6
+    assert chosen[5] == [0, 1, 2, 6, 7]  # 1/4, 5/12, 1/2
+    assert chosen[6] == [0, 1, 2, 6, 7, 9]  # c's one at 1/2
+    assert chosen[10] == chosen[11] == list(range(10))
+    for limit in range(1, 11):
+        assert len(chosen[limit]) == limit
+        assert set(chosen[limit]) <= set(chosen[limit + 1])
+
+
+def test_a_limit_on_one_kind_takes_the_first() -> None:
+    prompts = [Prompt(number, f"prompt {number}", "all") for number in range(9)]
+    assert [prompt.id for prompt in spread(prompts, 4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_a_tenth_of_a_shipped_suite_has_a_tenth_of_every_kind(name: str) -> None:
+    suite = load_suite(name)
+    whole = Counter(prompt.kind for prompt in suite.prompts)
+    part = Counter(prompt.kind for prompt in spread(suite.prompts, len(suite.prompts) // 10))
+    for kind, count in whole.items():
+        assert abs(part[kind] - count / 10) <= 1
