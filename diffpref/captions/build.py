@@ -192,8 +192,9 @@ def _name_of(setting: str) -> str:
     if setting in _TOLD_ONLY:
         return ""
     return {
-        "writer": "another version of diffpref", "files": "other files", "columns": "other --columns",
-        "tokenizer_hash": "another --tokenizer", "replace": "the other --replace",
+        "writer": "another version of diffpref", "files": "files of other contents",
+        "columns": "other --columns", "tokenizer_hash": "another --tokenizer",
+        "replace": "the other --replace",
     }.get(setting, f"another --{setting.replace('_', '-')}")  # fmt: skip
 
 

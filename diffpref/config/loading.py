@@ -24,6 +24,22 @@ Overrides = Iterable[tuple[str, str]] | Mapping[str, Any]
 COMMAND_LINE = "the command line"
 
 
+_MEANT = {
+    "dcpo": '"dpo" with data.captions = "dual"',
+    "dcpodpo": '"dpo" with data.captions = "dual"',
+    "dcpomapo": '"mapo" with data.captions = "dual"',
+    "dpo": '"dpo"',
+    "diffusiondpo": '"dpo"',
+    "ddpo": '"dpo", if Diffusion-DPO is meant: rewards by reinforcement are not there',
+    "mapo": '"mapo"',
+    "marginaware": '"mapo"',
+    "sft": '"sft"',
+    "supervised": '"sft"',
+    "finetuning": '"sft"',
+}
+"""Names of methods, in small letters without marks, that go by another one here."""
+
+
 def load_train_config(path: str | Path, overrides: Overrides = ()) -> TrainConfig:
     """Read a recipe and apply overrides, each a dotted key and its value (text is read as the key needs).
 
@@ -167,6 +183,14 @@ class _Reader:
         spec = specs(ObjectiveConfig)["name"]
         assert isinstance(spec, Spec)
         spec = dataclasses.replace(spec, choices=tuple(OBJECTIVES))
+        key = f"{prefix}name"
+        asked = self.overrides.get(key, table.get("name"))
+        meant = _MEANT.get(re.sub(r"[^a-z0-9]", "", asked.lower())) if isinstance(asked, str) else None
+        if meant and asked not in OBJECTIVES:
+            raise UserError(
+                f'{COMMAND_LINE if key in self.overrides else self.source}: {key} = "{asked}" is not allowed',
+                fix=f"that method is {key} = {meant}",
+            )
         name = self.value(f"{prefix}name", spec, table.get("name", MISSING))
         if name != table.get("name", spec.default) and set(table) - {"name"}:
             dropped = ", ".join(f"{prefix}{key}" for key in table if key != "name")

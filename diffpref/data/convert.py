@@ -139,8 +139,8 @@ def _key(name: str, source: Source, options: ConvertOptions) -> dict[str, Any]:
 def _name_of(setting: str) -> str:
     """How a setting that differs is called."""
     return {
-        "converter": "another version of diffpref", "files": "other files",
-        "source": "other columns or names", "rows_per_file": "another --rows-per-file",
+        "converter": "another version of diffpref", "files": "files of other contents",
+        "source": "other names or columns in the source", "rows_per_file": "another --rows-per-file",
         "keep_ties": "the other --keep-ties",
     }.get(setting, f"another --{setting}")  # fmt: skip
 

@@ -126,9 +126,13 @@ class PairTable:
         if len(self) == 0:
             raise UserError(
                 f"no usable pair in {self._where()}",
-                why=self.stats.summary(),
-                fix="training needs pairs of which one image is preferred (label_0 of 0 or 1)",
+                why=self._why_none(),
+                fix=_FIX_ROWS if self.stats.bad else _FIX_LABELS,
             )
+
+    def _why_none(self) -> str:
+        first = [f"{row.source}: {row.reason}" for row in self.stats.first_bad[:1]]
+        return "; ".join([self.stats.summary(), *first])
 
     def __len__(self) -> int:
         """Number of pairs with a preference and captions (images are not looked at until loaded)."""
@@ -249,6 +253,8 @@ class PairTable:
         return first if len(self._files) == 1 else f"{first} and {len(self._files) - 1} more files"
 
 
+_FIX_LABELS = "training needs pairs of which one image is preferred (label_0 of 0 or 1)"
+_FIX_ROWS = "repair the bad rows, or name other columns; `diffpref check` lists them"
 _FIX_IMAGES = "repair or remove those rows (`diffpref check` names them), or raise --data.max_bad_share"
 
 

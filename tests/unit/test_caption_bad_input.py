@@ -239,7 +239,7 @@ def test_other_settings_are_named(tmp_path):
     message = error(pairs, out, "captioning", captioner=ColourCaptioner(), limit=8)
     assert "another --method and another --perturber" in message
     other = write_pairs(tmp_path / "q.parquet", 10)
-    assert "made with other files" in error(other, out, "hybrid", **options)
+    assert "made with files of other contents" in error(other, out, "hybrid", **options)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     report = caption(

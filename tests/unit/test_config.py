@@ -327,3 +327,26 @@ def test_intervals():
     assert [inside(x, "(0, inf)") for x in (0, 1e-300, 1e300)] == [False, True, True]
     assert in_words("[0, 1)") == "from 0 to below 1"
     assert in_words("(0, 1)") == "above 0, below 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("dcpo", '"dpo" with data.captions = "dual"'),
+        ("DCPO", '"dpo" with data.captions = "dual"'),
+        ("Diffusion-DPO", '"dpo"'),
+        ("MaPO", '"mapo"'),
+        ("diffusion_dpo", '"dpo"'),
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "command line"])
+def test_a_method_by_another_name_is_told_how_it_is_called_here(tmp_path, name, fix, place):
+    recipe = share_dir("configs") / "train" / "tiny-dpo.toml"
+    overrides = [("objective.name", name)] if place == "command line" else []
+    if place == "file":
+        text = recipe.read_text().replace('name = "dpo"', f'name = "{name}"')
+        recipe = tmp_path / "my.toml"
+        recipe.write_text(text)
+    with pytest.raises(UserError, match=f'objective.name = "{name}" is not allowed') as caught:
+        load_train_config(recipe, overrides)
+    assert caught.value.fix == f"that method is objective.name = {fix}"

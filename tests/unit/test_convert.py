@@ -76,7 +76,7 @@ def test_a_finished_conversion_is_not_made_again(tmp_path, monkeypatch):
     [
         ({"rows_per_file": 3}, "another --rows-per-file"),
         ({"keep_ties": True}, "the other --keep-ties"),
-        ({"columns": {"caption": "other"}}, "other columns or names"),
+        ({"columns": {"caption": "other"}}, "other names or columns in the source"),
         ({"format": "pick-double-caption"}, "another --format"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_folder_of_other_files_or_of_something_else_is_refused(tmp_path):
     source = write(tmp_path / "a.parquet", [row()])
     run(source, tmp_path / "out")
     write(source, [row(caption="changed")])
-    assert "other files" in error(source, tmp_path / "out")
+    assert "files of other contents" in error(source, tmp_path / "out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("x")
     assert "chapter.txt" in error(source, tmp_path / "thesis")

@@ -301,3 +301,14 @@ def test_check_of_unusable_data_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no usable pair"):
         check(write(tmp_path / "a.parquet", [row(1.0, jpg_0=b"x")]), PickAPicColumns(), out=out)
     assert "row 0: jpg_0: bytes are not" in out.getvalue()
+
+
+def test_blank_captions_are_not_taken_for_missing_labels(tmp_path):
+    """Spaces, and characters that nobody sees."""
+    captions = ["  ", "\u200b\u200d", "\t\n"]
+    source = write(tmp_path / "a.parquet", [{**row(), "caption": caption} for caption in captions])
+    with pytest.raises(UserError, match="no usable pair") as caught:
+        open_pairs(str(source), max_bad_share=1.0)
+    assert "3 bad" in caught.value.why
+    assert "caption" in caught.value.why
+    assert "label" not in caught.value.fix
