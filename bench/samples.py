@@ -16,7 +16,7 @@ from PIL import Image
 from diffpref.data.cached import EncodedPairs, LatentCache, TextCache, latent_key
 from diffpref.data.tensors import save_tensors
 from diffpref.errors import UserError
-from diffpref.paths import resolve_existing
+from diffpref.paths import resolve_existing, sha256_file
 
 COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0"]
 
@@ -86,4 +86,5 @@ def synthetic_cache(
 
 
 def _manifest(folder: Path, **values: Any) -> None:
-    (folder / "manifest.json").write_text(json.dumps({"key_hash": "0" * 64, **values}))
+    files = {path.name: {"sha256": sha256_file(path)} for path in folder.glob("*.safetensors")}
+    (folder / "manifest.json").write_text(json.dumps({"key_hash": "0" * 64, "files": files, **values}))

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from tqdm import tqdm
 
 from diffpref.config import DataConfig
@@ -219,11 +218,10 @@ def _difference(part: Part) -> str:
 
 def _pairs_key(table: PairTable, folder: Path) -> dict[str, Any]:
     """What identifies the pairs: file contents, the rows in use, and the columns they come from."""
-    ids = np.fromiter((table.pair_id(index) for index in range(len(table))), np.int64, len(table))
     columns = table.columns
     return {
         "pairs": _file_hashes(table.files, folder),
-        "rows": fingerprint(ids.tolist()),
+        "rows": fingerprint(table.pair_ids()),
         "columns": [columns.image_0, columns.image_1, columns.label_0],
     }
 

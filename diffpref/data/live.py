@@ -30,7 +30,7 @@ class LiveLatents:
         """pairs_hash: identifies the contents of the table."""
         self._table, self._codec = table, codec
         self._size: Size = (resolution, resolution)
-        self.pair_ids = [table.pair_id(index) for index in range(len(table))]
+        self.pair_ids = table.pair_ids()
         self.rows = torch.arange(len(table))
         self.sizes = torch.tensor(self._size).expand(len(table), 2)
         self.key_hash = pairs_hash

@@ -10,17 +10,19 @@ groups (see reader.py).
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from diffpref.data.images import ImageError, decode_image, image_size
 from diffpref.data.reader import RowReader
-from diffpref.data.scan import BadRow, TableStats, scan
+from diffpref.data.scan import BadRow, TableStats, column_batches, scan
 from diffpref.data.schema import (
     Captions,
     Columns,
@@ -219,12 +221,30 @@ class PairTable:
 
     def iter_captions(self, start: int = 0) -> Iterator[tuple[str, str]]:
         """(winner's caption, loser's caption) of each pair from `start` on, streamed; images are not read."""
-        captions = caption_columns(self.columns, self.captions)
-        reader = RowReader(self._files)
-        for index in range(start, len(self)):
-            values = reader.read(int(self._rows[index]), captions)
-            first, second = values[captions[0]], values[captions[-1]]
-            yield (first, second) if self._first_wins[index] else (second, first)
+        names = caption_columns(self.columns, self.captions)
+        index, end = start, 0
+        for file in self._files:
+            begin, end = end, end + file.rows
+            if index == len(self) or self._rows[index] >= end:
+                continue  # nothing of this file is wanted
+            for batch in column_batches(file, names):
+                begin += batch.num_rows
+                stop = int(np.searchsorted(self._rows, begin))
+                if stop > index:
+                    chosen = pa.array(self._rows[index:stop] - (begin - batch.num_rows))
+                    texts = [batch.column(name).take(chosen).to_pylist() for name in names]
+                    wins = self._first_wins[index:stop].tolist()
+                    for first, second, first_wins in zip(texts[0], texts[-1], wins, strict=True):
+                        yield (first, second) if first_wins else (second, first)
+                    index = stop
+
+    def pair_ids(self) -> list[int]:
+        """`pair_id` of every pair."""
+        starts = np.cumsum([0, *(file.rows for file in self._files)])
+        ids: list[int] = []
+        for file, (first, last) in enumerate(itertools.pairwise(np.searchsorted(self._rows, starts))):
+            ids += [pair_id(file, row) for row in (self._rows[first:last] - starts[file]).tolist()]
+        return ids
 
     def _row_of(self, index: int) -> int:
         if not 0 <= index < len(self):

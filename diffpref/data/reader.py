@@ -29,12 +29,14 @@ class RowReader:
     def __init__(self, files: Sequence[PairFile]) -> None:
         self._files = files
         self._file_starts = np.cumsum([0, *(file.rows for file in files)])
+        self._group_starts: dict[int, np.ndarray[Any, Any]] = {}  # by file
+        self._opened: tuple[int, pq.ParquetFile] | None = None  # one file, for all of its row groups
         self._cursor: _Cursor | None = None
         self._batches: OrderedDict[tuple[int, int, int, tuple[str, ...]], pa.RecordBatch] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files do not travel to worker processes; each opens its own."""
-        return {**self.__dict__, "_cursor": None, "_batches": OrderedDict()}
+        return {**self.__dict__, "_opened": None, "_cursor": None, "_batches": OrderedDict()}
 
     def locate(self, row: int) -> tuple[int, int]:
         """(file index, row within the file) of a global row number."""
@@ -48,7 +50,9 @@ class RowReader:
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
         """The named cells of one row as Python values. Raises UserError when the file is damaged there."""
         file, file_row = self.locate(row)
-        starts = np.cumsum([0, *self._files[file].group_rows])
+        if file not in self._group_starts:
+            self._group_starts[file] = np.cumsum([0, *self._files[file].group_rows])
+        starts = self._group_starts[file]
         group = int(np.searchsorted(starts, file_row, side="right")) - 1
         number, offset = divmod(file_row - int(starts[group]), BATCH)
         batch = self._batch(file, group, number, tuple(columns), row)
@@ -64,14 +68,10 @@ class RowReader:
         cursor = self._cursor
         try:
             if cursor is None or cursor.key != (file, group, columns) or cursor.position > number:
-                if cursor is not None:
-                    cursor.close()
-                cursor = self._cursor = _Cursor(self._files[file], file, group, columns)
+                cursor = self._cursor = _Cursor(self._open(file), (file, group, columns))
             batch = cursor.advance(number)
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
-            if cursor is not None:
-                cursor.close()
-            self._cursor = None
+            self._close()
             raise UserError(
                 f"{self.describe(row)} cannot be read",
                 why=f"the Parquet file is damaged: {first_line(error)}",
@@ -82,15 +82,30 @@ class RowReader:
             self._batches.popitem(last=False)
         return batch
 
+    def _open(self, file: int) -> pq.ParquetFile:
+        """The file, opened once however many row groups it has: its footer names them all."""
+        if self._opened is None or self._opened[0] != file:
+            self._close()
+            parquet = pq.ParquetFile(self._files[file].path, memory_map=True, pre_buffer=False)
+            self._opened = (file, parquet)
+        return self._opened[1]
+
+    def _close(self) -> None:
+        self._cursor = None
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
 
 class _Cursor:
     """A forward stream of one row group's batches, each of BATCH rows (the last may be shorter)."""
 
-    def __init__(self, file: PairFile, index: int, group: int, columns: tuple[str, ...]) -> None:
-        self.key = (index, group, columns)
+    def __init__(self, parquet: pq.ParquetFile, key: tuple[int, int, tuple[str, ...]]) -> None:
+        """key: (file, row group, columns)."""
+        self.key = key
+        _, group, columns = key
         self.position = 0  # number of the batch that comes next
-        self._parquet = pq.ParquetFile(file.path, memory_map=True, pre_buffer=False)
-        self._batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
+        self._batches: Iterator[pa.RecordBatch] = parquet.iter_batches(
             batch_size=BATCH, row_groups=[group], columns=list(columns), use_threads=False
         )
 
@@ -100,6 +115,3 @@ class _Cursor:
             self.position += 1
             if self.position > number:
                 return batch
-
-    def close(self) -> None:
-        self._parquet.close()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from diffpref.data.pairs import IDENTICAL, open_pairs
 from diffpref.data.reader import BATCH, RowReader
 from diffpref.data.schema import PickAPicColumns, open_file
+from tests.miniatures import rows
 from tests.pair_files import BLUE, RED, colour, image_bytes, row, write
 
 CAPTIONED = {"caption_0": "it is red", "caption_1": "it is blue"}
@@ -232,3 +233,38 @@ def test_the_first_usable_pairs_can_be_asked_for(tmp_path):
     assert [table.source(index) for index in range(2)] == [f"{path} row 1", f"{path} row 2"]
     assert table.stats.rows == 5
     assert len(open_pairs(path, max_pairs=9)) == 4
+
+
+def test_a_file_is_opened_once_however_many_row_groups_it_has(tmp_path, monkeypatch):
+    """Each opening parses a footer that names all row groups: once a group is quadratic."""
+    opened = []
+    real = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda *a, **k: opened.append(a[0]) or real(*a, **k))
+    counts = {}
+    for groups in (4, 40):
+        path = tmp_path / f"{groups}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows(40)), path, row_group_size=40 // groups)
+        table = open_pairs(str(path))
+        opened.clear()
+        assert all(table.try_load(index) is not None for index in range(len(table)))
+        assert len(list(table.iter_captions())) == len(table)
+        counts[groups] = len(opened)
+    assert counts[4] == counts[40] == 2  # one for the pairs, one for the captions
+
+
+@pytest.mark.parametrize("captions", ["shared", "dual"])
+@pytest.mark.parametrize("start", [0, 1, 7, 11, 12, 30])
+def test_streamed_captions_and_ids_are_those_of_the_pairs(tmp_path, captions, start):
+    """Two files with ties and blank captions between, read from any pair on."""
+    for number in range(2):
+        part = rows(20, first=20 * number)
+        for k in (0, 3, 4, 19):
+            part[k]["label_0"] = 0.5
+        part[9]["caption"] = part[9]["caption_0"] = " "
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / f"{number}.parquet", row_group_size=3)
+    table = open_pairs(str(tmp_path), captions=captions, max_bad_share=0.2)
+    assert len(table) == 30
+    pairs = [table.load(index) for index in range(len(table))]
+    expected = [(pair.winner_caption, pair.loser_caption) for pair in pairs]
+    assert list(table.iter_captions(start)) == expected[start:]
+    assert table.pair_ids() == [pair.id for pair in pairs] == [table.pair_id(k) for k in range(30)]
