@@ -8,7 +8,6 @@ fail with it. Nothing here uses those operators, so two declarations are enough 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -22,9 +21,13 @@ _declared: list[Any] = []  # an operator lives as long as its library object
 
 def mend_mismatch() -> None:
     """`mend_torchvision` where the installed versions call for it; neither is imported to tell."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    from importlib import metadata  # it takes as long as all that help needs
+
     try:
-        torch, torchvision = (importlib.metadata.version(name) for name in ("torch", "torchvision"))
-    except importlib.metadata.PackageNotFoundError:
+        torch, torchvision = (metadata.version(name) for name in ("torch", "torchvision"))
+    except metadata.PackageNotFoundError:
         return
     if torch.endswith("+cpu") and not torchvision.endswith("+cpu"):
         mend_torchvision()

@@ -138,3 +138,18 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == b"interrupted\n"
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.3, 0.6, 1.0, 1.6, 2.4])
+def test_an_interrupt_at_any_moment_prints_one_line_at_most(delay):
+    """While libraries are imported, too: half of them would tell of it in their own way."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "diffpref", "estimate", "tiny-dpo"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) in [(130, b"interrupted\n"), (0, b""), (-signal.SIGINT, b"")]
