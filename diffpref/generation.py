@@ -152,13 +152,16 @@ def generate(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Settings of a generated folder. Raises UserError when they are missing or damaged."""
     try:
-        return parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("suite", {}), dict):
+            raise ValueError("it is no object with the settings of a suite")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / MANIFEST} cannot be read",
             why=str(error),
             fix="make the folder with diffpref generate",
         ) from error
+    return found
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

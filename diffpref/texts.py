@@ -91,3 +91,20 @@ class _PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+_MARKUP = str.maketrans(
+    {"<": "&lt;", ">": "&gt;", "|": "\\|", "`": "\\`", "[": "\\[", "]": "\\]", "\\": "\\\\"}
+)
+
+
+def markdown(text: str) -> str:
+    """Plain text in a line of Markdown or a cell of its tables: no line ends, HTML, links or code in it."""
+    return one_line(text).translate(_MARKUP)
+
+
+def code(text: str) -> str:
+    """Plain text as a code span of Markdown, whatever marks are in it."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{one_line(text)}{space}{fence}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Column
+from diffpref.files import parse_json
 from diffpref.generation import read_manifest
 from diffpref.reporting.comparable import align, check_comparable
 from diffpref.scoring import ERROR, IDENTITY
@@ -42,9 +42,10 @@ class ScoredFolder:
     def columns(self) -> dict[str, Column]:
         """Every score column in the table, described by its evaluator or, failing that, by its name."""
         described = {
-            name: Column(**fields)
+            name: column
             for evaluator in self.evaluators.values()
-            for name, fields in evaluator.get("columns", {}).items()
+            for name, about in evaluator.get("columns", {}).items()
+            if (column := _column(about)) is not None
         }
         present = [name for name in self.rows[0] if name not in (*IDENTITY, ERROR)]
         known = [name for name in described if name in present]
@@ -53,9 +54,8 @@ class ScoredFolder:
     def _undescribed(self, name: str) -> Column:
         evaluator = self.evaluators.get(name.split(".")[0], {})
         text = any(isinstance(row[name], str) for row in self.rows)
-        return Column(
-            name, evaluator.get("scale", ""), evaluator.get("higher_is_better", True), per_image=text
-        )
+        scale = str(evaluator.get("scale", ""))
+        return Column(name, scale, evaluator.get("higher_is_better", True), per_image=text)
 
     @property
     def metrics(self) -> list[str]:
@@ -64,7 +64,12 @@ class ScoredFolder:
 
     def values(self, names: list[str]) -> np.ndarray:
         """[N, K] float64, one row per image; NaN where an image has no score."""
-        return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64)
+        try:
+            return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64)
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the scores of {self.path} are not all numbers", why=str(error), fix="score it again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -123,16 +128,49 @@ def _load(path: Path, name: str) -> ScoredFolder:
         )
     try:
         rows = pq.read_table(scores).to_pylist()
-        evaluators = json.loads((path / "scores.json").read_text(encoding="utf-8"))["evaluators"]
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        evaluators = _evaluators(parse_json((path / "scores.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(
             f"the scores of {path} cannot be read", why=str(error), fix="score it again"
         ) from error
     manifest = read_manifest(path)
     if not rows or not set(IDENTITY) <= rows[0].keys():
         raise UserError(f"{scores} is not a table of diffpref score", fix=f"diffpref score {path}")
+    odd = [name for name, kind in _KINDS.items() if any(not isinstance(row[name], kind) for row in rows)]
+    if odd:
+        raise UserError(
+            f"{scores} is not a table of diffpref score", why=f"odd values in {', '.join(odd)}",
+            fix=f"diffpref score {path}",
+        )  # fmt: skip
     rows.sort(key=lambda row: (row["prompt_id"], row["id"]))
     return ScoredFolder(path, name, manifest, evaluators, rows, _training(path, manifest))
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {"id": str, "prompt_id": int, "prompt": str, "kind": str}
+
+
+def _evaluators(found: Any) -> dict[str, dict[str, Any]]:
+    """What scores.json says of each evaluator. Raises ValueError for another shape; keys that a newer version
+    added do no harm."""
+    evaluators = found["evaluators"]
+    for name, about in evaluators.items():
+        if not isinstance(about, dict) or not isinstance(about.get("columns", {}), dict):
+            raise ValueError(f"what it says of the evaluator {name!r} is no object")
+        for key in ("version", "fingerprint"):
+            if not isinstance(about.get(key), str):
+                raise ValueError(f"it has no {key} of the evaluator {name!r}")
+        if not isinstance(about.get("higher_is_better", True), bool):
+            raise ValueError(f"higher_is_better of the evaluator {name!r} is not true or false")
+    return dict(evaluators)
+
+
+def _column(described: Any) -> Column | None:
+    """The fields of a column that this version knows; None where there is no description to read."""
+    if not isinstance(described, dict):
+        return None
+    kinds = {field.name: str if field.name in ("label", "meaning") else bool for field in fields(Column)}
+    known = {name: described[name] for name, kind in kinds.items() if isinstance(described.get(name), kind)}
+    return Column(**known) if {"label", "meaning"} <= known.keys() else None
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -152,13 +190,13 @@ def _names(paths: list[Path]) -> list[str]:
 def _training(path: Path, manifest: dict[str, Any]) -> TrainingRun | None:
     """The run that the model came from, where it is still to be found."""
     run = manifest.get("run")
-    if not run:
+    if not run or not isinstance(run, str):
         return None
     for place in (Path(run), path.parent, path.parent / Path(run).name):
         metrics = place / "metrics.jsonl"
         if metrics.is_file():
             config = place / "config.toml"
-            text = config.read_text(encoding="utf-8") if config.is_file() else ""
+            text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
             return TrainingRun(place, text, _series(metrics))
     return None
 
@@ -167,18 +205,18 @@ def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     series: dict[str, tuple[list[int], list[float]]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         step = row.pop("step", None) if isinstance(row, dict) else None
-        if step is None:
+        if not isinstance(step, int):
             continue
         held_out = row.pop("validation", None)
         if isinstance(held_out, dict):
             row |= {f"validation.{key}": value for key, value in held_out.items()}
         for key, value in row.items():
-            if isinstance(value, int | float) and np.isfinite(value):
+            if isinstance(value, int | float) and abs(value) < 1e300:
                 steps, values = series.setdefault(key, ([], []))
-                steps.append(int(step))
+                steps.append(step)
                 values.append(float(value))
     return series

@@ -12,6 +12,7 @@ from diffpref import __version__
 from diffpref.config import TrainConfig, to_toml
 from diffpref.objectives import OBJECTIVES
 from diffpref.paths import atomic_write_text, resolve
+from diffpref.texts import code, markdown, one_line
 
 LABELS = {"lora": "LoRA", "dora": "DoRA"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,12 +53,14 @@ def _front_matter(config: TrainConfig) -> str:
 def _body(folder: Path, config: TrainConfig, summary: dict[str, Any]) -> str:
     lora = config.adapter.type != "none"
     what = (
-        f"A {LABELS[config.adapter.type]} for `{config.model.base}`"
+        f"A {LABELS[config.adapter.type]} for {code(config.model.base)}"
         if lora
-        else f"`{config.model.base}`, all of its UNet's weights trained"
+        else f"{code(config.model.base)}, all of its UNet's weights trained"
     )
+    text = to_toml(config)
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
     sections = [
-        f"\n# {config.objective.name} on {Path(config.model.base).name.removeprefix('tiny:')}\n",
+        f"\n# {config.objective.name} on {markdown(Path(config.model.base).name.removeprefix('tiny:'))}\n",
         f"{what}, aligned with preference pairs by diffpref {__version__}.\n",
         f"## Objective\n\n{_objective(config)}\n",
         f"## Data\n\n{_data(config)}\n",
@@ -70,7 +73,7 @@ def _body(folder: Path, config: TrainConfig, summary: dict[str, Any]) -> str:
         "## Licence\n\nThe terms of the base model and of the training data apply; state them here and in "
         "the front matter (`license:`) before you publish this model.\n",
         "## Config\n\n<details><summary>Every setting of the run</summary>\n\n"
-        f"```toml\n{to_toml(config)}```\n\n</details>\n",
+        f"{fence}toml\n{text}{fence}\n\n</details>\n",
     ]
     return "\n".join(sections)
 
@@ -95,10 +98,10 @@ def _quoted(docstring: str) -> list[str]:
 def _data(config: TrainConfig) -> str:
     data = config.data
     lines = [
-        f"Preference pairs: `{data.pairs}`, {data.resolution} pixels, {data.captions} captions, no ties."
+        f"Preference pairs: {code(data.pairs)}, {data.resolution} pixels, {data.captions} captions, no ties."
     ]
     if data.validation:
-        lines.append(f"Held out: `{data.validation}`.")
+        lines.append(f"Held out: {code(data.validation)}.")
     return " ".join(lines)
 
 
@@ -135,8 +138,8 @@ def _snippet(folder: Path, config: TrainConfig) -> str:
         base = config.model.base if _on_hub(config.model.base) else "BASE_MODEL"
         return (
             "from diffusers import DiffusionPipeline\n\n"
-            f'pipeline = DiffusionPipeline.from_pretrained("{base}")'
-            f"{'' if base != 'BASE_MODEL' else f'  # the folder of {config.model.base}'}\n"
+            f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(base)}{_version(config)})"
+            f"{'' if base != 'BASE_MODEL' else f'  # the folder of {one_line(config.model.base)}'}\n"
             f'pipeline.load_lora_weights("{name}")  # the folder of this card\n'
             'pipeline("a prompt").images[0].save("image.png")\n'
         )
@@ -147,16 +150,17 @@ def _snippet(folder: Path, config: TrainConfig) -> str:
     )
 
 
+def _version(config: TrainConfig) -> str:
+    chosen = (("revision", config.model.revision), ("variant", config.model.variant))
+    return "".join(f", {name}={json.dumps(value)}" for name, value in chosen if value)
+
+
 def _table(values: dict[str, Any]) -> str:
     lines = ["| | |", "|---|---|"]
     for key, value in values.items():
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        lines.append(f"| {_cell(key)} | {_cell(text)} |")
+        lines.append(f"| {markdown(key)} | {markdown(text)} |")
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffpref.reporting import formatting as show
 from diffpref.reporting.comparison import NO_CLEAR_DIFFERENCE
+from diffpref.texts import markdown
 
 WINS = {"better": "more wins", "worse": "more losses", NO_CLEAR_DIFFERENCE: NO_CLEAR_DIFFERENCE}
 """What a verdict on wins is called."""
@@ -18,12 +19,12 @@ def markdown_table(report: dict[str, Any]) -> str:
     The best mean of a metric is bold. ``report`` is what ``write_report`` returns.
     """
     metrics, primary = report["metrics"], report["primary"]
-    head = ["model", *(heading(about) for about in metrics.values())]
-    label = metrics[primary]["label"]
+    head = ["model", *(markdown(heading(about)) for about in metrics.values())]
+    label = markdown(metrics[primary]["label"])
     head += [f"p ({label})", f"win rate ({label})", "p (win rate)"]
     lines = []
     for name, results in report["results"].items():
-        cells = [name]
+        cells = [markdown(name)]
         for metric, about in metrics.items():
             mean = show.number(results[metric]["mean"], about["share"], about["decimals"])
             cells.append(f"**{mean}**" if name in best_models(report, metric) else mean)
@@ -35,12 +36,12 @@ def markdown_table(report: dict[str, Any]) -> str:
 def markdown_report(report: dict[str, Any]) -> str:
     """The main table, a table for each metric by kind of prompt, and how all of it was made, in Markdown."""
     brackets = f"In brackets: the change against {report['baseline']} with its interval."
-    parts = [f"# {report['title']}", report["headline"], markdown_table(report)]
-    parts += [f"{protocol(report)} {brackets}"]
-    parts += [f"- {note}" for note in (*report["setting_differences"], *report["notes"])]
+    parts = [f"# {markdown(report['title'])}", markdown(report["headline"]), markdown_table(report)]
+    parts += [markdown(f"{protocol(report)} {brackets}")]
+    parts += [f"- {markdown(note)}" for note in (*report["setting_differences"], *report["notes"])]
     if len(report["kinds"]) > 1:
         for metric, about in report["metrics"].items():
-            parts += [f"## {about['label']} by kind of prompt", _kind_table(report, metric)]
+            parts += [f"## {markdown(about['label'])} by kind of prompt", _kind_table(report, metric)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -92,14 +93,14 @@ def _precision(about: dict[str, Any]) -> str:
 
 def _kind_table(report: dict[str, Any], metric: str) -> str:
     about = report["metrics"][metric]
-    rows = [["kind", "prompts", *report["results"]]]
+    rows = [["kind", "prompts", *map(markdown, report["results"])]]
     for kind, part in report["kinds"].items():
         cells = [
             show.number(results[metric]["mean"], about["share"], about["decimals"])
             + _ends(results[metric], about)
             for results in part["results"].values()
         ]
-        rows.append([str(kind).replace("_", " "), str(part["prompts"]), *cells])
+        rows.append([markdown(str(kind).replace("_", " ")), str(part["prompts"]), *cells])
     return _markdown(rows)
 
 
@@ -121,7 +122,7 @@ def _win_rate(result: dict[str, Any]) -> list[str]:
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 

@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 
 from diffpref.errors import UserError
 from diffpref.reporting.comparison import compare
-from diffpref.reporting.loading import ScoredFolder, load_folders
+from diffpref.reporting.loading import ScoredFolder, _series, load_folders
 from diffpref.reporting.pictures import build_grid
 from diffpref.reporting.report import write_report
 from diffpref.reporting.tables import headline, markdown_table
@@ -429,3 +429,86 @@ def decoded(uri: str) -> Image.Image:
     import io
 
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+
+
+ODD_SCORES = {
+    "a list": "[]", "no object": "3", "nested": "[" * 100_000, "evaluators a list": '{"evaluators": []}',
+    "an evaluator that is a text": '{"evaluators": {"oracle": "x"}}',
+    "columns a list": '{"evaluators": {"oracle": {"version": "1", "fingerprint": "a", "columns": []}}}',
+    "no version": '{"evaluators": {"oracle": {"fingerprint": "a"}}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_SCORES.values(), ids=ODD_SCORES)
+def test_odd_descriptions_of_scores_are_one_error(root: Path, tmp_path: Path, text: str) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "dpo"))
+    (folder / "scores.json").write_text(text)
+    with pytest.raises(UserError, match="cannot be read"):
+        write_report(root / "base", [folder], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "[" * 100_000, '{"suite": 3}'])
+def test_odd_manifests_are_one_error(root: Path, tmp_path: Path, text: str) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "dpo"))
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+        write_report(root / "base", [folder], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("column", ["id", "prompt_id", "prompt", "kind", "oracle"])
+def test_odd_values_in_the_table_of_scores_are_one_error(root: Path, tmp_path: Path, column: str) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "dpo"))
+    table = pq.read_table(folder / "scores.parquet")
+    odd = pa.array([["x"]] * len(table))
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, odd), folder / "scores.parquet")
+    with pytest.raises(UserError, match="score"):
+        write_report(root / "base", [folder], tmp_path / "r.html")
+
+
+def test_a_newer_description_of_scores_can_be_read(root: Path, tmp_path: Path) -> None:
+    """Keys that this version does not know are left alone, in evaluators and in columns."""
+    paths = []
+    for name in ("base", "dpo"):
+        folder = Path(shutil.copytree(root / name, tmp_path / name))
+        described = json.loads((folder / "scores.json").read_text())
+        described["format"] = 99
+        for about in described["evaluators"].values():
+            about["calibration"] = {"scale": [1, 2]}
+            for column in about["columns"].values():
+                column |= {"unit": "points", "colour": None}
+        (folder / "scores.json").write_text(json.dumps(described))
+        paths.append(folder)
+    newer = write_report(paths[0], [paths[1]], tmp_path / "r.html", resamples=200)
+    older = write_report(root / "base", [root / "dpo"], tmp_path / "o.html", resamples=200)
+    assert newer["metrics"] == older["metrics"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\n", b"3\n", b"[1]\n", b"[" * 100_000 + b"\n", b'{"step": "x", "loss": 1}\n']
+)
+def test_a_damaged_line_of_the_training_metrics_is_left_out(root: Path, tmp_path: Path, line: bytes) -> None:
+    run = tmp_path / "run"
+    training_run(run)
+    before = _series(run / "metrics.jsonl")
+    text = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(line + text + line)
+    assert _series(run / "metrics.jsonl") == before
+    assert before
+
+
+def test_names_are_no_markup_in_markdown(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(root / "dpo", tmp_path / "dpo"))
+    name = "<img src=x>|`a`[b](http://c)\n# d"
+    report = write_report(
+        root / "base", [folder], tmp_path / "r.html", names=["base", name], title=f"T {name}",
+        markdown=tmp_path / "r.md", resamples=200,
+    )  # fmt: skip
+    text = (tmp_path / "r.md").read_text()
+    assert "<img" not in text
+    assert r"\[b\](http" in text  # no link
+    assert text.count("[b]") == 0
+    assert "\n# d" not in text
+    table = markdown_table(report).splitlines()
+    bars = {len(re.findall(r"(?<!\\)\|", row)) for row in table}
+    assert len(bars) == 1
