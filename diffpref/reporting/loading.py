@@ -153,6 +153,8 @@ def _evaluators(found: Any) -> dict[str, dict[str, Any]]:
     """What scores.json says of each evaluator. Raises ValueError for another shape; keys that a newer version
     added do no harm."""
     evaluators = found["evaluators"]
+    if not isinstance(evaluators, dict):
+        raise ValueError("its evaluators are no object")
     for name, about in evaluators.items():
         if not isinstance(about, dict) or not isinstance(about.get("columns", {}), dict):
             raise ValueError(f"what it says of the evaluator {name!r} is no object")
