@@ -252,10 +252,10 @@ def _base_of(lora: Path) -> ModelConfig:
             why=f'{LORA_INFO} with a "base" is missing beside its weights',
             fix=f"give --model BASE --lora {lora}",
         )
-    place = resolve(base.base)
-    if isinstance(place, Path) and not (place / INDEX).is_file() and (place / LORA_WEIGHTS).is_file():
+    located, nested = base_and_lora(base)
+    if nested is not None:
         raise UserError(f"the base of {lora} is a LoRA itself", why=f"base: {base.base}")
-    return base_and_lora(base)[0]
+    return located
 
 
 def _fingerprint_of_base(lora: Path) -> dict[str, str]:

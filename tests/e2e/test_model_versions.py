@@ -317,3 +317,12 @@ def test_a_lora_of_which_half_the_modules_fit_says_so(world, tmp_path, caplog):
     assert share in caplog.text
     with pytest.raises(UserError, match="does not fit the model"):
         load_pipeline(str(world / "base"), lora=str(tmp_path / "none.safetensors"))
+
+
+@pytest.mark.parametrize("place", ["run", "run/model"])
+def test_a_lora_on_a_lora_is_refused_and_not_drawn_without_the_first(world, tmp_path, place):
+    train(world, tmp_path / "run", str(world / "base"))
+    second = Path(shutil.copytree(tmp_path / "run/model", tmp_path / "second"))
+    about = json.loads((second / "diffpref.json").read_text())
+    (second / "diffpref.json").write_text(json.dumps(about | {"base": str(tmp_path / place)}))
+    assert "is a LoRA itself" in draw(world, tmp_path / "out", "--model", second, expect=2)
