@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ class GridRow:
     seed: int
     cells: list[Cell] = field(repr=False)
     scores: list[list[float | None]] = field(repr=False)
+
+    @property
+    def anchor(self) -> str:
+        """The id with all but letters, digits, dot and dash as their numbers: pages link to it as it is."""
+        return re.sub(r"[^A-Za-z0-9.-]", lambda odd: f"_{ord(odd[0]):x}_", self.id)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _grid_data(report: dict[str, Any], grid: Grid) -> dict[str, Any]:
         "metrics": [{key: about[key] for key in keys} for about in report["metrics"].values()],
         "primary": list(report["metrics"]).index(report["primary"]),
         "epsilon": report["epsilon"],
-        "scores": {row.id: row.scores for row in grid.rows},
+        "scores": {row.anchor: row.scores for row in grid.rows},
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -328,3 +329,28 @@ def test_print_shows_everything_on_white(open_page: Any, tmp_path: Path) -> None
     assert page.locator("details:not([open])").count() > 0
     page.pdf(path=tmp_path / "r.pdf")
     assert (tmp_path / "r.pdf").read_bytes().count(b"/Type /Page\n") > 3
+
+
+def test_ids_with_quotes_tags_and_line_ends_do_not_stop_the_page(tmp_path: Path, browser: Any) -> None:
+    """As in folders of images, whose names are the ids."""
+    odd = [f"{k}\"'<script>alert(1)</script>&%\r\n]" for k in range(20)]
+    for name, skill in (("base", 0.4), ("dpo", 0.8)):
+        scored_folder(tmp_path / name, skill)
+        file = tmp_path / name / "scores.parquet"
+        table = pq.read_table(file)
+        ids = [odd[k] if k < len(odd) else old for k, old in enumerate(table["id"].to_pylist())]
+        pq.write_table(table.set_column(table.column_names.index("id"), "id", pa.array(ids)), file)
+    write_report(tmp_path / "base", [tmp_path / "dpo"], tmp_path / "r.html", resamples=200)
+    trouble: list[str] = []
+    page = browser.new_page()
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    page.goto((tmp_path / "r.html").as_uri())
+    assert page.locator(SHOWN).count() > 20
+    assert page.locator(".controls").first.is_visible()  # the script came to its end
+    scores = [page.locator(f"{SHOWN} .score").nth(k).text_content() for k in range(40)]
+    assert all(scores)
+    for link in page.locator("a[href^='#row-']").all():
+        assert page.locator(link.get_attribute("href").replace(".", "\\.")).count() == 1
+    page.close()
+    assert trouble == []

@@ -123,7 +123,7 @@ const grid = (() => {
   });
   // A link to a row that the filter hides would lead nowhere.
   window.addEventListener("hashchange", () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(location.hash.slice(1));
     if (target && target.hidden) control("clear").click();
     if (target) target.scrollIntoView();
   });
@@ -131,7 +131,7 @@ const grid = (() => {
   // Images of the best and worst prompts are those of the rows: the file holds each once.
   for (const image of document.querySelectorAll("img[data-row]")) {
     const row = document.getElementById(`row-${image.dataset.row}`);
-    const source = row.querySelector(`.zoom[data-cell="${image.dataset.cell}"] img`);
+    const source = row?.querySelector(`.zoom[data-cell="${image.dataset.cell}"] img`);
     if (source) {
       image.src = source.src;
       image.hidden = false;
