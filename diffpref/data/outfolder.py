@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,32 @@ def finished_report(out: Path, command: str) -> dict[str, Any] | None:
         return None
     for part in parts:
         read_footer(part, dict, command)
+    _refuse_replaced(out, parts)
     return report
+
+
+def _refuse_replaced(out: Path, parts: Sequence[Path]) -> None:
+    """Raise UserError when a part is whole and not the one that was finished here."""
+    try:
+        recorded = parse_json(read_text(out / MANIFEST, LARGEST_JSON))["parts"]
+    except (ValueError, OSError, KeyError, TypeError):
+        return  # of a version that recorded none
+    found = describe_files({part.name: part for part in parts})
+    other = [name for name, about in found.items() if recorded.get(name) != about]
+    if other:
+        raise UserError(
+            f"{out / other[0]} is not the part that was finished here",
+            why="its size or its bytes are others than the manifest says",
+            fix="remove that file, and the same command makes it again",
+        )
 
 
 def write_manifest(out: Path, key: Mapping[str, Any], packages: tuple[str, ...]) -> None:
     """The last file: the folder is complete. packages: those whose versions shape it."""
     versions = {"diffpref": __version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in packages}
-    manifest = {"key": key, "key_hash": fingerprint(key), "versions": versions}
+    parts = describe_files({path.name: path for path in sorted(out.glob("part-*.parquet"))})
+    manifest = {"key": key, "key_hash": fingerprint(key), "versions": versions, "parts": parts}
     atomic_write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 

@@ -16,6 +16,7 @@ from diffpref.data import convert as stage
 from diffpref.data import parts
 from diffpref.data.convert import ConvertOptions, convert
 from diffpref.data.sources.base import REASONS
+from diffpref.errors import UserError
 from tests.convert_files import (
     diffpref,
     error,
@@ -121,6 +122,20 @@ def test_a_part_of_a_finished_folder_is_made_again_when_gone_and_named_when_dama
     (tmp_path / "out/part-00001.parquet").unlink()
     run(source, tmp_path / "out", rows_per_file=1)
     assert files(tmp_path / "out") == before
+
+
+def test_a_finished_part_that_was_replaced_by_another_is_named(tmp_path):
+    """A part of the same folder, whole and of this command: nothing but its bytes tells."""
+    source = write(tmp_path / "a.parquet", [row(jpg_0=image_bytes((i, 0, 0))) for i in range(20)], group=4)
+    out = tmp_path / "out"
+    run(source, out, rows_per_file=5)
+    before = files(out)
+    (out / "part-00001.parquet").write_bytes((out / "part-00002.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"part-00001\.parquet is not the part that was finished here"):
+        run(source, out, rows_per_file=5)
+    (out / "part-00001.parquet").unlink()
+    run(source, out, rows_per_file=5)
+    assert files(out) == before
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
