@@ -297,7 +297,7 @@ def test_a_build_waits_for_another_of_the_same_cache(tmp_path, family, caplog):
 
     other = contextlib.ExitStack()
     other.enter_context(locked_build(tmp_path, lambda: None))
-    with caplog.at_level("INFO"), locked_build(tmp_path, check):
+    with caplog.at_level("INFO", "diffpref"), locked_build(tmp_path, check):
         assert len(waited) == 3
     assert caplog.text.count("another run encodes into") == 1
 
