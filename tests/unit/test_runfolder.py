@@ -334,7 +334,7 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path):
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a/" * 2500, "a\0b"], ids=["name", "path", "null"])
 def test_an_output_that_no_file_system_takes_is_one_message(tmp_path, name):
-    with pytest.raises(UserError, match="cannot use the output folder|null character") as caught:
+    with pytest.raises(UserError, match=r"cannot use the output folder|null character") as caught:
         run_folder(tmp_path / name).open()
     assert len(str(caught.value)) < 1000
     assert not list(tmp_path.iterdir())
