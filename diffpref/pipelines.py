@@ -41,6 +41,7 @@ from diffpref.suites import name_hint
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 LORA_INFO = "diffpref.json"
+_UNUSED = ("safety_checker",)
 _DOWN = re.compile(r"(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\b")
 log = logging.getLogger("diffpref")
 
@@ -184,9 +185,9 @@ def base_and_lora(model: ModelConfig) -> tuple[ModelConfig, Path | None]:
 def check_model(model: ModelConfig) -> None:
     """Raise UserError when a model is not to be had or lacks a part. A hub id is fetched."""
     base, lora = base_and_lora(model)
-    folder = model_folder(base)
+    folder = model_folder(base, _UNUSED)
     parts = [name for name, entry in read_index(folder).items() if isinstance(entry, list) and any(entry)]
-    check_parts(folder, [part for part in parts if part != "safety_checker"])
+    check_parts(folder, [part for part in parts if part not in _UNUSED])
     if lora is not None and not (lora / LORA_WEIGHTS).stat().st_size:
         raise UserError(f"the LoRA {lora} is empty", fix="export it again")
 
@@ -288,8 +289,8 @@ def _check_base(pipeline: Any, lora: Path, trained_on: dict[str, str], base: str
 
 
 def _load_base(base: ModelConfig, dtype: torch.dtype) -> Any:
-    folder = model_folder(base)
-    # the checker would be downloaded, and replaces images by black squares, which no score should see
+    folder = model_folder(base, _UNUSED)
+    # the checker replaces images by black squares, which no score should see
     off = {"safety_checker": None, "requires_safety_checker": False}
     with _quiet():
         given = off if "safety_checker" in read_index(folder) else {}

@@ -30,17 +30,23 @@ log = logging.getLogger("diffpref")
 T = TypeVar("T")
 
 
-def model_folder(config: ModelConfig) -> Path:
-    """The local folder of `config.base`; a hub id is fetched (weights of the wanted variant only)."""
+def model_folder(config: ModelConfig, without: Iterable[str] = ()) -> Path:
+    """The local folder of `config.base`; a hub id is fetched (weights of the wanted variant only).
+
+    without: parts that need not be fetched.
+    """
     place = resolve_or_hub_id(config.base, "model folder")
-    return place if isinstance(place, Path) else _download(place, config)
+    return place if isinstance(place, Path) else _download(place, config, without)
 
 
-def _download(hub_id: str, config: ModelConfig) -> Path:
+def _download(hub_id: str, config: ModelConfig, without: Iterable[str]) -> Path:
     try:
         return Path(
             DiffusionPipeline.download(
-                hub_id, revision=config.revision or None, variant=config.variant or None
+                hub_id,
+                revision=config.revision or None,
+                variant=config.variant or None,
+                **dict.fromkeys(without),
             )
         )
     except Exception as error:  # dozens of types; all mean that the model is not to be had

@@ -326,3 +326,17 @@ def test_a_lora_on_a_lora_is_refused_and_not_drawn_without_the_first(world, tmp_
     about = json.loads((second / "diffpref.json").read_text())
     (second / "diffpref.json").write_text(json.dumps(about | {"base": str(tmp_path / place)}))
     assert "is a LoRA itself" in draw(world, tmp_path / "out", "--model", second, expect=2)
+
+
+def test_a_model_whose_safety_checker_was_never_fetched_is_drawn(world, tmp_path):
+    """Drawing leaves the checker out, so it need not be there."""
+    repo = world / "hub" / "models--acme--checked"
+    folder = Path(shutil.copytree(world / "base", repo / "snapshots" / ("c" * 40)))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("c" * 40)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    draw(world, tmp_path / "hub", "--model", "acme/checked")
+    draw(world, tmp_path / "folder", "--model", folder)
+    assert pixels(tmp_path / "hub") == pixels(tmp_path / "folder")
