@@ -46,7 +46,7 @@ def compare(folders: list[ScoredFolder], resamples: int = stats.RESAMPLES, seed:
     means = _Means(
         kinds,
         np.array([column.over_kinds for column in columns]),
-        np.array([column.share for column in columns]),
+        _yes_or_no(folders, metrics, complete),
         resamples,
         seed,
     )
@@ -127,6 +127,14 @@ def _missing(folders: list[ScoredFolder], metrics: list[str], complete: np.ndarr
     }
 
 
+def _yes_or_no(folders: list[ScoredFolder], metrics: list[str], complete: np.ndarray) -> np.ndarray:
+    """[K] bool: metrics that are shown as shares and are 0 or 1 for every image."""
+    shares = np.array([folders[0].columns[metric].share for metric in metrics])
+    sharp = [np.isin(folder.values(metrics)[complete], (0.0, 1.0)).all(axis=0) for folder in folders]
+    found: np.ndarray = np.all([shares, *sharp], axis=0)
+    return found
+
+
 def _averages(folder: ScoredFolder, metrics: list[str], complete: np.ndarray) -> np.ndarray:
     ids = np.array([row["prompt_id"] for row in folder.rows])
     return stats.average_by_prompt(folder.values(metrics)[complete], ids[complete])[1]
@@ -153,7 +161,7 @@ def _add_images(prompts: list[dict[str, Any]], folders: list[ScoredFolder], metr
 @dataclass(frozen=True)
 class _Means:
     """How the prompts of a comparison are averaged. kinds: [P]; over_kinds: [K], metrics whose mean is that
-    of the kinds' means; shares: [K], metrics of values from 0 to 1. All intervals come from the same
+    of the kinds' means; shares: [K], metrics of 0 or 1 for each image. All intervals come from the same
     resamples, so that columns stay paired."""
 
     kinds: np.ndarray

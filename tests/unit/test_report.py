@@ -194,6 +194,13 @@ def test_a_share_that_all_prompts_agree_on_has_an_interval_too() -> None:
     assert results["model 1"]["m"]["interval"] == pytest.approx([0.8389, 1.0], abs=1e-4)
 
 
+def test_a_share_of_values_between_keeps_the_interval_of_its_spread() -> None:
+    """All near 0.65: a coin's spread would be ten times as wide."""
+    values = np.random.default_rng(0).normal(0.65, 0.02, size=(2, 20))
+    low, high = compared(values, share=True)["results"]["model 0"]["m"]["interval"]
+    assert high - low < 0.03
+
+
 def test_one_prompt_has_no_interval_and_no_winner() -> None:
     report = compared(np.array([[0.0], [1.0]]))
     cell = report["results"]["model 1"]["m"]
