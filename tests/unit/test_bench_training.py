@@ -21,6 +21,7 @@ import reading
 import resuming
 import samples
 import training
+import waiting
 
 from diffpref.config import to_dict
 from diffpref.config.loading import parse_train_config
@@ -221,3 +222,16 @@ def test_resuming_prints_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "begun": 1,
         "resumed": 1,
     }
+
+
+def test_the_table_of_waits_has_speeds_and_their_ratios_by_hand():
+    """64 pairs in 1 s and in 2 s; beside a neighbour in 4 s."""
+    quiet = {"300000": np.array([1.0, 1.0, 1.0]), "1000": np.array([2.0, 2.0, 2.0])}
+    beside = {name: np.array([4.0, 4.0, 4.0]) for name in quiet}
+    first, second = waiting.markdown(quiet, beside).splitlines()[2:]
+    assert first.split(" | ")[1:] == [
+        "64.0 (64.0 to 64.0)", "1.000 (1.000 to 1.000)", "16.0 (16.0 to 16.0)", "0.25 |",
+    ]  # fmt: skip
+    assert second.split(" | ")[1:] == [
+        "32.0 (32.0 to 32.0)", "0.500 (0.500 to 0.500)", "16.0 (16.0 to 16.0)", "0.50 |",
+    ]  # fmt: skip
