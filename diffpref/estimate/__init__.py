@@ -156,8 +156,8 @@ def estimate(config: TrainConfig, hardware: Hardware | None = None, cuda: bool =
     return Estimate(
         config=config,
         kind=skeleton.kind,
-        parameters=fixed["weights"] // FP32,
-        trained=fixed["gradients"] // FP32,
+        parameters=sum(parameter.numel() for parameter in skeleton.unet.parameters()),
+        trained=sum(parameter.numel() for parameter in skeleton.trained),
         micro_batch=pairs,
         memory=memory | {"overlap": peak(pairs) - sum(memory.values())},
         bytes_per_pair=footprint.activations(pairs + 1, accumulates)[0] - activations,
@@ -199,7 +199,7 @@ def _fixed(skeleton: Skeleton) -> dict[str, int]:
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
-    return sum(FP32 * parameter.numel() for parameter in parameters)
+    return sum(parameter.nbytes for parameter in parameters)
 
 
 def _peak(local: int, fixed: dict[str, int], footprint: Footprint, pairs: int) -> int:

@@ -27,6 +27,7 @@ from diffpref.objectives.base import Objective
 from diffpref.paths import resolve
 from diffpref.training.batches import Batch
 from diffpref.training.policy import check_targets, prepare_unet
+from diffpref.training.precision import HALF, cast_frozen
 from diffpref.training.reference import AdaptersOff, FrozenCopy, Measure, Reference
 from diffpref.training.setup import check_model
 
@@ -72,6 +73,9 @@ def make_skeleton(config: TrainConfig, mode: FakeTensorMode) -> Skeleton:
     check_model(config, family)
     with torch.device("meta"):
         prepare_unet(unet, replace(config, model=replace(config.model, attention="sdpa")))
+    half = HALF.get(config.train.mixed_precision)
+    if half is not None:
+        cast_frozen(unet, half)
     kind: Any = OBJECTIVES[config.objective.name]
     skeleton = Skeleton(
         config=config,
@@ -169,7 +173,7 @@ def _reference(config: TrainConfig, unet: Any) -> Reference:
         return _CachedErrors()
     if kind == "adapter" or (kind == "auto" and config.adapter.type != "none"):
         return AdaptersOff(unet)
-    return FrozenCopy(unet)
+    return FrozenCopy(unet, HALF.get(config.train.mixed_precision))
 
 
 def _vae_skeleton(folder: Path) -> AutoencoderKL:

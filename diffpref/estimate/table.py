@@ -94,7 +94,7 @@ def _notes(found: Estimate) -> dict[str, str]:
     per_pair = f"{found.bytes_per_pair / 2**20:,.0f} MiB a pair"
     checkpointing = ", recomputed by gradient checkpointing" if config.model.gradient_checkpointing else ""
     return {
-        "weights": "the UNet, fp32 master weights",
+        "weights": _weights_note(found),
         "gradients": f"of the {found.trained / 1e6:,.1f}M trained parameters, fp32",
         "optimizer": OPTIMIZERS[config.train.optimizer],
         "average": "of the trained weights, fp32 (train.ema_decay)",
@@ -108,10 +108,19 @@ def _notes(found: Estimate) -> dict[str, str]:
     }
 
 
+def _weights_note(found: Estimate) -> str:
+    half = found.config.train.mixed_precision
+    if found.config.adapter.type == "none" or half == "no":
+        return "the UNet, fp32 master weights" if found.config.adapter.type == "none" else "the UNet, fp32"
+    return f"the UNet, frozen, what mixed precision casts kept in {half}; the adapters, fp32"
+
+
 def _reference_note(found: Estimate) -> str:
     config = found.config
     if found.memory["reference"]:
-        return 'a frozen fp32 copy of the UNet; none with a LoRA or reference.kind = "cached"'
+        half = config.train.mixed_precision
+        kept = "fp32" if half == "no" else half
+        return f'a frozen {kept} copy of the UNet; none with a LoRA or reference.kind = "cached"'
     if config.reference.kind == "cached":
         return "none: its errors are cached before the run, for 2 forward passes a pair and draw"
     if found.flops["reference"]:

@@ -24,12 +24,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from diffpref.estimate.skeleton import Skeleton
 from diffpref.training.batches import Batch
 from diffpref.training.pair_errors import pair_errors
+from diffpref.training.precision import HALF
 from diffpref.training.reference import Measure, Reference
 
 PHASES = ("encode", "reference", "forward", "backward")
 TOKENS = 77  # of a caption: CLIP's, to which prompts are padded
 TIME_IDS = 6  # of SDXL: original size, crop, target size
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from peft import LoraConfig
 from torch import nn
 
-from diffpref.config import AdapterConfig, TrainConfig
+from diffpref.config import AdapterConfig, LoopConfig, TrainConfig
 from diffpref.errors import UserError, nearest
+
+MOST_GRAPHS = 4096  # of all sizes that buckets may have
 
 
 def prepare_unet(unet: Any, config: TrainConfig) -> None:
@@ -48,16 +52,23 @@ def _add_adapter(unet: Any, adapter: AdapterConfig, seed: int) -> None:
         torch.set_rng_state(state)
 
 
-def compile_blocks(unet: nn.Module) -> None:
+def compile_blocks(unet: nn.Module, backend: str = "inductor") -> None:
     """Compile the UNet's transformer and resnet blocks, which repeat: one compilation serves many of them.
 
-    All blocks of a class share one code object, and their shapes and gradient modes are more than the number
-    of graphs that dynamo keeps of one by default.
+    Every module's call is one code object to dynamo, which gives up on a code object, and runs it uncompiled,
+    after a number of graphs. At one image size SD1.5 has 38, SDXL 30; each further size has as many.
     """
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(MOST_GRAPHS, getattr(torch._dynamo.config, limit)))
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock | ResnetBlock2D):
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, backend=backend)
+
+
+def uncompiled(train: LoopConfig) -> AbstractContextManager[Any]:
+    """Inside the block compiled networks run as they are: for passes of sizes of their own, which would take
+    minutes to compile for, and for comparisons with errors that the base gave uncompiled."""
+    return torch.compiler.set_stance("force_eager") if train.compile else contextlib.nullcontext()
 
 
 def check_targets(unet: nn.Module, adapter: AdapterConfig) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpref.training.batches import Batch
+from diffpref.training.precision import half_weights
 
 Measure = Callable[[nn.Module], tuple[Tensor, Tensor]]
 """Errors of a denoiser on winners and losers of a batch, each fp32 [B]."""
@@ -26,10 +27,11 @@ class FrozenCopy:
     """For full fine-tuning. Made before the first step; never saved, since the base model's folder holds
     it."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, half: torch.dtype | None = None) -> None:
+        """half: of mixed precision, in which weights are kept that it would cast at every use."""
         # It is frozen since nothing updates it. Its weights keep the policy's requires_grad: torch picks the
         # kernel of a product by that flag, and another kernel rounds otherwise.
-        self.unet = copy.deepcopy(unet)
+        self.unet = copy.deepcopy(unet, half_weights(unet, half) if half is not None else {})
 
     def errors(self, batch: Batch, measure: Measure) -> tuple[Tensor, Tensor]:
         return measure(self.unet)

@@ -105,7 +105,7 @@ class _Session:
             self._tell_finished(start)
             return
         tables = open_tables(self.config, self.main)
-        check_grids(self.config, self._prompts(tables))
+        check_grids(self.config, self._prompts(tables), self.accelerator.device)
         family = self._load()
         inputs = {
             f"model.{name}": value for name, value in family.fingerprint().items()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from diffpref.config import TrainConfig
-from diffpref.evaluators import load_evaluators
+from diffpref.evaluators import Evaluator, Runtime, load_evaluators
 from diffpref.families.base import Family
 from diffpref.paths import atomic_write_bytes
 from diffpref.pipelines import build_scheduler
+from diffpref.training.pair_errors import Autocast
+from diffpref.training.policy import uncompiled
 
 TEXT_LINES = 3
 LABEL_WIDTH = 64
@@ -33,15 +40,18 @@ class SampleGrids:
         family: Family,
         unet: nn.Module,
         folder: Path,
-        writes: bool,
+        accelerator: Accelerator,
         together: bool,
     ) -> None:
+        """accelerator: images are drawn in its precision, and scored on its device."""
+        self._autocast, self._train = accelerator.autocast, config.train
+        writes = bool(accelerator.is_main_process)
         self._config, self._resolution = config.sampling, config.data.resolution
         self._keep_encoders = not config.data.cache_latents
         self._prompts, self._family, self._folder = prompts, family, folder
         self._writes, self._together = writes, together
         names = list(self._config.evaluators) if writes else []
-        self._evaluators = load_evaluators(names) if names else []
+        self._evaluators = grid_evaluators(names, accelerator.device)
         self._reference = self._base_row(unet)
         self._base_scores = {f"base_{name}": value for name, value in self._score(self._reference).items()}
 
@@ -89,18 +99,41 @@ class SampleGrids:
         for start in range(0, len(self._prompts), batch):
             prompts = self._prompts[start : start + batch]
             seeds = [self._config.seed + start + offset for offset in range(len(prompts))]
-            images += pipeline(
-                prompt=prompts,
-                num_inference_steps=self._config.steps,
-                guidance_scale=self._config.guidance,
-                height=self._resolution,
-                width=self._resolution,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            ).images
+            with uncompiled(self._train), autocasting(unet, self._autocast):
+                images += pipeline(
+                    prompt=prompts,
+                    num_inference_steps=self._config.steps,
+                    guidance_scale=self._config.guidance,
+                    height=self._resolution,
+                    width=self._resolution,
+                    generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                ).images
         if not self._keep_encoders:
             self._family.codec.release()
         self._family.release_text()
         return images
+
+
+def grid_evaluators(names: Sequence[str], device: torch.device) -> list[Evaluator]:
+    """The evaluators that score grids, on the device of the run."""
+    return load_evaluators(names, {name: Runtime(device=str(device)) for name in names}) if names else []
+
+
+@contextmanager
+def autocasting(unet: Any, autocast: Autocast) -> Iterator[None]:
+    """Inside the block `unet` runs in the run's precision and returns fp32, for the sampler to add up. Text
+    encoders and VAE around it stay fp32: SDXL's VAE overflows in fp16."""
+    forward = unet.forward
+
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        with autocast():
+            return convert_to_fp32(forward(*args, **kwargs))
+
+    unet.forward = cast
+    try:
+        yield
+    finally:
+        del unet.forward  # the class's own is there again
 
 
 def draw_grid(rows: list[tuple[str, list[Image.Image]]], captions: list[str]) -> Image.Image:

@@ -18,10 +18,10 @@ from diffpref import threads
 from diffpref.config import TrainConfig
 from diffpref.data.buckets import equal_area
 from diffpref.errors import UserError
-from diffpref.evaluators import load_evaluators
 from diffpref.families.base import Family
 from diffpref.processes import best_device, place_in_launch
 from diffpref.training.distributed import DEEPSPEED, FSDP, strategy
+from diffpref.training.samples import grid_evaluators
 from diffpref.training.tracking import check_trackers
 
 log = logging.getLogger("diffpref")
@@ -166,12 +166,12 @@ def _check_device(config: TrainConfig) -> None:
                 log.warning("train.%s has no effect: it is for CUDA, and this run has none", name)
 
 
-def check_grids(config: TrainConfig, prompts: list[str]) -> None:
+def check_grids(config: TrainConfig, prompts: list[str], device: torch.device) -> None:
     """Score a blank image for each prompt of the grids, before hours of training end in a prompt that an
     evaluator cannot read, or in the misspelt name of one."""
     if config.sampling.evaluators and prompts:
         blank = Image.new("RGB", (config.data.resolution, config.data.resolution))
-        for evaluator in load_evaluators(list(config.sampling.evaluators)):
+        for evaluator in grid_evaluators(config.sampling.evaluators, device):
             evaluator.score([blank] * len(prompts), prompts)
 
 

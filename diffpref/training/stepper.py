@@ -23,6 +23,7 @@ from diffpref.training.micro_batch import find_micro_batch
 from diffpref.training.optim import learning_rate
 from diffpref.training.pair_errors import pair_errors
 from diffpref.training.policy import compile_blocks
+from diffpref.training.precision import HALF, cast_frozen
 from diffpref.training.reference import AdaptersOff, CachedErrors, FrozenCopy, Reference
 from diffpref.training.reference_cache import ReferenceCache
 from diffpref.training.stop import StopRequest
@@ -58,17 +59,14 @@ class Stepper:
         self._fixed_draws = objective.needs_reference and config.reference.kind == "cached"
         self.sampler = BucketSampler(cache.sizes, config.train.batch_size, config.seed)
         self.batches = BatchBuilder(family, cache, config, accelerator.device)
+        # Sharded over processes weights must all be of one type.
+        self._half = HALF.get(config.train.mixed_precision) if strategy != "fsdp2" else None
+        if self._half is not None:
+            cast_frozen(family.unet, self._half)  # here, so that a small card never has them in fp32
         self.unet = family.unet.to(accelerator.device)
         if config.train.channels_last and accelerator.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.reference = self._model_reference()
-        if config.train.compile and accelerator.device.type == "cuda":
-            for module in (
-                self.unet,
-                self.reference.unet if isinstance(self.reference, FrozenCopy) else None,
-            ):
-                if module is not None:
-                    compile_blocks(module)
         self.meters = Meters(accelerator)
         self.flags = StepFlags(accelerator)
         if strategy == "fsdp2" and isinstance(self.reference, FrozenCopy):
@@ -83,7 +81,7 @@ class Stepper:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def start(self, inputs: dict[str, str], folder: Path, micro_batch: int | None) -> None:
-        """Find the micro-batch, and take the reference's errors where they are cached.
+        """Find the micro-batch, compile, and take the reference's errors where they are cached.
 
         inputs: fingerprints of pairs and model. folder: of the caches. micro_batch: of the run that is
         continued, None for a new one.
@@ -96,6 +94,8 @@ class Stepper:
                 log.info("micro-batch: %d pairs of %d", self.micro_batch, self.local_batch)
         else:
             self.micro_batch = int(wanted) or self.local_batch
+        if config.train.compile and accelerator.device.type == "cuda":
+            self._compile()
         if self._fixed_draws:
             cache = ReferenceCache(
                 config,
@@ -160,7 +160,13 @@ class Stepper:
             return None  # `start` fills a cache
         if kind == "adapter" or (kind == "auto" and self.config.adapter.type != "none"):
             return AdaptersOff(self.unet)
-        return FrozenCopy(self.unet)
+        return FrozenCopy(self.unet, self._half)
+
+    def _compile(self) -> None:
+        """Once the micro-batch is known: every size that is tried would be compiled for."""
+        compile_blocks(self.unet)
+        if isinstance(self.reference, FrozenCopy):
+            compile_blocks(self.reference.unet)
 
     def _draws(self, step: int) -> list[list[int]]:
         """What the random numbers of each pair of each micro-batch are drawn for: the step, or with a cached

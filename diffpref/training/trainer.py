@@ -78,7 +78,7 @@ class Trainer:
                 family,
                 self.unet,
                 run / "samples",
-                accelerator.is_main_process,
+                accelerator,
                 self.distribution.everywhere,
             )
         micro_batch = start.state()["micro_batch"] if start is not None else None

@@ -14,6 +14,7 @@ from diffpref.families.base import Family
 from diffpref.objectives.base import Objective, PairErrors
 from diffpref.training.batches import Batch, BatchBuilder
 from diffpref.training.pair_errors import pair_errors
+from diffpref.training.policy import uncompiled
 
 AUTO_BATCH = 4  # pairs measured together while the largest micro-batch is not known yet
 
@@ -47,6 +48,7 @@ class Validation:
         """sizes: int64 [pairs, 2], (height, width) of each pair of the held-out cache. together: a forward
         pass needs all processes, so that those with fewer pairs repeat one."""
         self._family, self._batches, self._accelerator = family, batches, accelerator
+        self._train = config.train
         wanted = config.train.micro_batch
         local = max(1, config.train.batch_size // accelerator.num_processes)
         size = min(local, AUTO_BATCH) if wanted == "auto" else int(wanted) or local
@@ -105,7 +107,8 @@ class Validation:
 
     @torch.no_grad()
     def _errors(self, batch: Batch, unet: nn.Module) -> tuple[Tensor, Tensor]:
-        errors = pair_errors(self._family, batch, unet, None, self._accelerator.autocast)
+        with uncompiled(self._train):
+            errors = pair_errors(self._family, batch, unet, None, self._accelerator.autocast)
         return errors.policy_w, errors.policy_l
 
 

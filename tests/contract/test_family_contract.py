@@ -25,6 +25,7 @@ from diffpref.families.miniature import stable_diffusion, write_miniature
 from diffpref.training.batches import BatchBuilder
 from diffpref.training.pair_errors import pair_errors
 from diffpref.training.policy import prepare_unet
+from diffpref.training.precision import cast_frozen
 from diffpref.training.reference import AdaptersOff, FrozenCopy
 from tests.miniatures import rows, write_pairs
 
@@ -167,12 +168,19 @@ def test_dropped_prompts_are_those_of_unconditional_images_for_winner_and_loser_
     assert 15 <= dropped <= 45  # 30 expected of 60, standard deviation 3.9
 
 
+def reference_of(unet, adapter, half):
+    """As `Stepper` makes it."""
+    if half is not None:
+        cast_frozen(unet, half)
+    return FrozenCopy(unet, half) if adapter == "none" else AdaptersOff(unet)
+
+
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("adapter", ["none", "lora", "dora"])
 def test_policy_equal_to_reference_gives_exactly_equal_errors(tmp_path, model, precision, adapter):
     _, config, family, batches, _ = setting(tmp_path, model.folder)
     prepare_unet(family.unet, replace(config, adapter=AdapterConfig(type=adapter, rank=2)))
-    held = FrozenCopy(family.unet) if adapter == "none" else AdaptersOff(family.unet)
+    held = reference_of(family.unet, adapter, precision)
 
     def autocast():
         return torch.autocast("cpu", precision) if precision else contextlib.nullcontext()
@@ -237,7 +245,7 @@ def test_policy_and_reference_run_the_same_kernels(tmp_path, model, precision, a
     _, config, family, batches, _ = setting(tmp_path, model.folder)
     prepare_unet(family.unet, replace(config, adapter=AdapterConfig(type=adapter, rank=2)))
     policy = Logged(family.unet)
-    held = LoggedReference(FrozenCopy(family.unet) if adapter == "none" else AdaptersOff(family.unet))
+    held = LoggedReference(reference_of(family.unet, adapter, precision))
 
     def autocast():
         return torch.autocast("cpu", precision) if precision else contextlib.nullcontext()
@@ -245,10 +253,58 @@ def test_policy_and_reference_run_the_same_kernels(tmp_path, model, precision, a
     pair_errors(family, batches.train(1, [0, 1, 2]), policy, held, autocast)
     assert sum("mm" in name for name, *_ in held.kernels) > 20
     if adapter == "none":
-        assert policy.kernels.seen == held.kernels
+        casts = [name for name, *_ in policy.kernels.seen].count("aten._to_copy.default")
+        fewer = [name for name, *_ in held.kernels].count("aten._to_copy.default")
+        assert without_casts(policy.kernels.seen) == without_casts(held.kernels)
+        assert casts - fewer == (weights_of_products(family.unet) if precision else 0)  # cast once, before
     else:
         remaining = iter(policy.kernels.seen)
         assert [kernel for kernel in held.kernels if kernel not in remaining] == []  # in this order
+
+
+def without_casts(kernels):
+    return [kernel for kernel in kernels if kernel[0] != "aten._to_copy.default"]
+
+
+def weights_of_products(unet):
+    layers = [module for module in unet.modules() if type(module) in (nn.Linear, nn.Conv2d)]
+    return sum(len(list(layer.parameters())) for layer in layers)
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "dora"])
+def test_weights_cast_once_give_the_errors_and_gradients_of_weights_cast_at_every_use(
+    tmp_path, model, adapter
+):
+    """And take half of the memory, but for norms, and for what a DoRA divides by norms of."""
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    found = []
+    for half in (None, torch.bfloat16):
+        _, config, family, batches, _ = setting(tmp_path, model.folder)
+        prepare_unet(family.unet, replace(config, adapter=AdapterConfig(type=adapter, rank=2)))
+        for name, parameter in family.unet.named_parameters():
+            if "lora_B" in name:  # at zero an adapter would have no part in the errors
+                parameter.data.fill_(0.01)
+        held = reference_of(family.unet, adapter, half)
+        errors = pair_errors(family, batches.train(1, [0, 1, 2]), family.unet, held, autocast)
+        (errors.policy_w - 0.5 * errors.policy_l).sum().backward()
+        gradients = {n: p.grad for n, p in family.unet.named_parameters() if p.grad is not None}
+        found.append((errors, gradients))
+        network = held.unet if adapter == "none" else family.unet
+        if half is not None:
+            assert all(p.dtype == torch.float32 for p in family.unet.parameters() if p.requires_grad)
+            kept = {"none": 0, "lora": 0, "dora": 8}[adapter]  # SD miniatures have eight or more targets
+            layers = [m for m in network.modules() if type(m) in (nn.Linear, nn.Conv2d)]
+            fp32 = [m for m in layers if m.weight.dtype == torch.float32 and not m.weight.requires_grad]
+            assert (len(fp32) >= kept) if kept else fp32 == []
+            assert len(fp32) < len(layers) / 2
+    (errors, gradients), (cast, cast_gradients) = found
+    for name in ("policy_w", "policy_l", "ref_w", "ref_l"):
+        assert torch.equal(getattr(errors, name), getattr(cast, name)), name
+    assert gradients.keys() == cast_gradients.keys()
+    assert all(torch.equal(gradients[name], cast_gradients[name]) for name in gradients)
 
 
 def test_dropout_in_the_networks_is_off(tmp_path):
