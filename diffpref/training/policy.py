@@ -55,8 +55,8 @@ def _add_adapter(unet: Any, adapter: AdapterConfig, seed: int) -> None:
 def compile_blocks(unet: nn.Module, backend: str = "inductor") -> None:
     """Compile the UNet's transformer and resnet blocks, which repeat: one compilation serves many of them.
 
-    Every module's call is one code object to dynamo, which gives up on a code object, and runs it uncompiled,
-    after a number of graphs. At one image size SD1.5 has 38, SDXL 30; each further size has as many.
+    All blocks of a class share one code object, which dynamo gives up on, and runs uncompiled, after a number
+    of graphs. At one image size SD1.5 has 38 of both classes, SDXL 30; each further size has as many.
     """
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, limit, max(MOST_GRAPHS, getattr(torch._dynamo.config, limit)))
