@@ -2,6 +2,7 @@
 
     python bench/cuda_speed.py --out cuda                                  # ends within ten minutes
     python bench/cuda_speed.py --out cuda --models sdxl                    # all rows of one model
+    python bench/cuda_speed.py --out cuda --rows sdxl-1-bf16 'sd15-*-usual'   # these, in this order
     python bench/cuda_speed.py --out cuda --device cpu --size miniature    # to see that it works
 
 Full-size networks of random weights train on a cache of noise through diffpref's own `Stepper`, one switch a
@@ -19,16 +20,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
-import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +82,7 @@ class Bench:
         self._full = values.size == "full"
         self.device = torch.device(values.device)
         self._models: dict[str, tuple[Published, EncodedPairs, Flops]] = {}
+        self._limits = LimitsReached()
 
     def measure(self, row: Row) -> Result:
         """Never raises: a row that cannot be measured has a note in place of numbers."""
@@ -100,21 +104,18 @@ class Bench:
         return result | {"micro_batch": micro} | found
 
     def _attempt(self, row: Row, micro: int) -> Result:
-        late = self._deadline + GRACE
         try:
-            with interrupted_at(late):
-                return self._timed(row, micro)
+            return self._timed(row, micro)
         except torch.OutOfMemoryError:
             return {"out of memory": True}
         except Exception as error:  # a row that fails must not cost the others
-            if time.monotonic() >= late:
-                return {"note": NO_TIME}
             traceback.print_exc()
             return {"note": f"failed: {type(error).__name__}", "error": str(error)[:2000]}
 
     def _timed(self, row: Row, micro: int) -> Result:
         model, cache, flops = self._model(row.model)
         counters.clear()
+        self._limits.drain()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
@@ -139,7 +140,8 @@ class Bench:
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
             "flops_per_pair": getattr(flops, row.flops),
             "compiled_graphs": counters["stats"]["unique_graphs"],
-            "compiler_gave_up_on": [str(reason).splitlines()[0] for reason in counters["unimplemented"]],
+            "graph_breaks": [str(reason).splitlines()[0] for reason in counters["graph_break"]],
+            "limits_reached": self._limits.drain(),
         }
 
     def _contender(self, row: Row, model: Published, cache: EncodedPairs, micro: int) -> Contender:
@@ -167,20 +169,81 @@ class Bench:
             torch.cuda.empty_cache()
 
 
+class LimitsReached(logging.Handler):
+    """Dynamo's warnings that a code object has too many graphs and runs uncompiled from there on: it counts
+    them nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: list[str] = []
+        logging.getLogger("torch._dynamo").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if "_limit reached" in text or "hit config." in text:
+            self._seen.append(text.splitlines()[0])
+
+    def drain(self) -> list[str]:
+        seen, self._seen = list(dict.fromkeys(self._seen)), []
+        return seen
+
+
+class Tables:
+    """The tables so far, in `folder`; `late` writes them for a row that does not come to an end."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], rate: float, about: str, goals: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._rows, self._rate, self._about, self._goals = folder, rows, rate, about, goals
+        self.results: list[Result] = []
+
+    def add(self, result: Result) -> str:
+        """Write the tables with it; returns the readable one."""
+        self.results.append(result)
+        return self._write(self.results)
+
+    def late(self) -> None:
+        left = self._rows[len(self.results) :]
+        notes = ["cut off: the time is up", *[NO_TIME] * len(left)]
+        print(self._write([*self.results, *map(_named, left, notes)]), flush=True)
+
+    def _write(self, results: list[Result]) -> str:
+        table = markdown(results, self._rate, self._goals, self._about)
+        (self._folder / "table.md").write_text(table + "\n")
+        numbers = {"about": self._about, "matmul_flops_per_second": self._rate, "rows": results}
+        (self._folder / "table.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        return table
+
+
+def _named(row: Row, note: str) -> Result:
+    return {
+        "model": row.model,
+        "what": row.what,
+        "how": row.how,
+        "micro_batch": row.micro,
+        "note": note,
+    }
+
+
 @contextmanager
-def interrupted_at(moment: float) -> Iterator[None]:
-    """Raise TimeoutError in the block when the monotonic clock reaches `moment`: compiling may take long."""
+def ended_at(moment: float, tables: Tables) -> Iterator[None]:
+    """End the process when the monotonic clock reaches `moment` inside the block, tables written.
 
-    def interrupt(*_: Any) -> None:
-        raise TimeoutError("the time is up")
+    A signal would not do: its handler runs in the main thread, which waits in C++ while autograd's own thread
+    compiles a backward pass.
+    """
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(moment - time.monotonic(), 0.001))
+    def end() -> None:
+        tables.late()
+        sys.stderr.flush()
+        os._exit(0)
+
+    watch = threading.Timer(max(moment - time.monotonic(), 0.001), end)
+    watch.daemon = True
+    watch.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        watch.cancel()
 
 
 def matmul_rate(device: torch.device, seconds: float) -> float:
@@ -201,30 +264,35 @@ def matmul_rate(device: torch.device, seconds: float) -> float:
 
 
 def chosen(values: argparse.Namespace) -> list[Row]:
-    """Rows of the models asked for; of miniatures only two pairs run at once, which makes some rows equal."""
+    """Rows asked for; of miniatures only two pairs run at once, which makes some rows equal.
+
+    Raises ValueError for a name that is no row's.
+    """
     rows = [row for row in ROWS if row.model in values.models]
-    if values.size == "full":
-        return rows
-    small = [replace(row, micro=min(row.micro, 2)) for row in rows]
-    return [row for number, row in enumerate(small) if row not in small[:number]]
+    if values.rows:
+        rows = [row for name in values.rows for row in _matching(name)]
+    if values.size == "miniature":
+        rows = [replace(row, micro=min(row.micro, 2)) for row in rows]
+    return [row for number, row in enumerate(rows) if row.name not in {one.name for one in rows[:number]}]
+
+
+def _matching(name: str) -> list[Row]:
+    """Of a name, or of a pattern such as sd15-*-usual."""
+    return [row for row in ROWS if fnmatchcase(row.name, name)] or [Row.named(name)]
 
 
 def run(values: argparse.Namespace, work: Path) -> list[Result]:
     deadline = time.monotonic() + 60 * values.minutes
     bench = Bench(values, work, deadline)
     rate = matmul_rate(bench.device, 2.0 if values.size == "full" else 0.05)
-    about = _about(values, bench.device, rate)
-    values.out.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
-    for row in chosen(values):
-        print(f"{TITLES[row.model]}, {row.what}, {row.how}, {row.micro} at once", file=sys.stderr, flush=True)
-        results.append(bench.measure(row))
-        table = markdown(results, rate, values.size == "full", about)
-        (values.out / "table.md").write_text(table + "\n")
-        numbers = {"about": about, "matmul_flops_per_second": rate, "rows": results}
-        (values.out / "table.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    rows, table = chosen(values), ""
+    tables = Tables(values.out, rows, rate, _about(values, bench.device, rate), values.size == "full")
+    with ended_at(deadline + GRACE, tables):
+        for row in rows:
+            print(row.name, file=sys.stderr, flush=True)
+            table = tables.add(bench.measure(row))
     print(table)
-    return results
+    return tables.results
 
 
 def _about(values: argparse.Namespace, device: torch.device, rate: float) -> str:
@@ -241,14 +309,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for table.md and table.json")
+    parser.add_argument("--out", type=Path, default=Path("cuda"), help="folder for table.md and table.json")
     parser.add_argument("--models", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="these alone, in this order; also patterns")
+    parser.add_argument("--list", action="store_true", help="print the names of all rows, and end")
     parser.add_argument("--minutes", type=float, default=9, help="no row starts after them (default 9)")
     parser.add_argument("--row-seconds", type=float, default=6, help="timed seconds of a row (default 6)")
     parser.add_argument("--device", choices=MATMUL_SIDE, default="cuda")
     parser.add_argument("--size", choices=("full", "miniature"), default="full")
     parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its kernels; a trial")
     values = parser.parse_args(arguments)
+    if values.list:
+        print("\n".join(row.name for row in ROWS))
+        return 0
+    try:
+        chosen(values)
+    except ValueError as error:
+        print(f"error: --rows: {error}", file=sys.stderr)
+        return 2
     torch.backends.cudnn.benchmark = values.cudnn_benchmark
     if values.device == "cuda" and not torch.cuda.is_available():
         print("error: no CUDA device; to see that it works: --device cpu --size miniature", file=sys.stderr)

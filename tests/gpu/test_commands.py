@@ -13,7 +13,8 @@ pytestmark = pytest.mark.gpu
 
 SHORT = {
     "data.max_pairs": "32", "data.validation": "", "train.batch_size": "8", "train.micro_batch": "4",
-    "train.warmup_steps": "0", "train.schedule": "constant", "checkpoint.every": "2", "sampling.count": "0", "validation.every": "0",
+    "train.warmup_steps": "0", "train.schedule": "constant", "checkpoint.every": "2", "sampling.count": "0",
+    "validation.every": "0",
 }  # fmt: skip
 
 
