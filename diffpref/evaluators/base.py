@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from diffpref.processes import best_device
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -34,12 +36,13 @@ class Column:
 class Runtime:
     """Where the network of an evaluator comes from and runs.
 
-    weights: folder, file or hub id; "" for the published ones. dtype: of the network's weights and products;
+    weights: folder, file or hub id; "" for the published ones. device: the best there is, where none is given.
+    dtype: of the network's weights and products;
     anything but fp32 is part of the fingerprint and of the stored scores. batch: images in one forward pass.
     """
 
     weights: str = ""
-    device: str = "cpu"
+    device: str = field(default_factory=best_device)
     dtype: Dtype = "fp32"
     batch: int = 32
 

@@ -22,12 +22,12 @@ from PIL import Image
 from diffpref.errors import UserError
 from diffpref.evaluators.base import Dtype, Runtime
 from diffpref.evaluators.pixels import Pixels, content
+from diffpref.transfer import to_device
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REMEMBERED = 16_384
 """Embeddings kept of one network: 64 MiB at a width of 1024."""
 _CPU_BATCH = 4
-_TEXT_BATCH = 4
 _TEXT_STEP = 16
 
 Floats = NDArray[np.float32]
@@ -82,8 +82,9 @@ class Clip:
     """A network read with one rule for pixels and one for text.
 
     Every pass is filled up with blanks to one size, so that an embedding has the same bits whatever else is
-    embedded with it. Another size moves it by rounding errors (1e-6). It is ``batch`` images on a GPU, at
-    most 4 on a CPU, where more are not faster and known images would leave more blanks; and 4 texts.
+    embedded with it. Another size moves it by rounding errors (1e-6). It is ``batch`` images or texts on a
+    GPU; on a CPU, where more are not faster and known ones would leave more blanks, at most 4 images, and 4
+    texts. The passes of a call are fetched from the device together.
     """
 
     network: Network
@@ -98,18 +99,20 @@ class Clip:
         size = self.pixels.size
         blank = torch.zeros(3, size, size)
 
-        def encode(missing: list[Image.Image]) -> Iterable[Floats]:
+        def encode(missing: list[Image.Image]) -> Floats:
+            passes = []
             for start in range(0, len(missing), self._pass):
                 part = list(_in_threads(self.pixels, missing[start : start + self._pass]))
                 filled = torch.stack([*part, *[blank] * (self._pass - len(part))])
-                yield self._forward(self.network.encode_images, filled, True)[: len(part)]
+                passes.append(self._forward(self.network.encode_images, filled, True)[: len(part)])
+            return _fetched(passes)
 
         return self._look_up(keys, images, encode)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Unit vectors [N, D]. Texts beyond the network's limit are cut as the text rule says."""
         tokens = [self.text(text).ids for text in texts]
-        keys: list[Hashable] = [("text", ids) for ids in tokens]
+        keys: list[Hashable] = [("text", self._text_pass, ids) for ids in tokens]
         return self._look_up(keys, tokens, self._encode_tokens)
 
     def cut(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -135,23 +138,30 @@ class Clip:
         """Images in one pass."""
         return min(self.batch, _CPU_BATCH) if self.network.device.type == "cpu" else self.batch
 
+    @property
+    def _text_pass(self) -> int:
+        """Texts in one pass."""
+        return _CPU_BATCH if self.network.device.type == "cpu" else self.batch
+
     def _image_key(self, image: Image.Image) -> Hashable:
         return ("image", self._pass, self.pixels.plan(image.size), content(image))
 
-    def _encode_tokens(self, missing: list[tuple[int, ...]]) -> Iterable[Floats]:
+    def _encode_tokens(self, missing: list[tuple[int, ...]]) -> Floats:
         """Vectors in the order of ``missing``; short texts in short passes, each of a length of its own."""
         lengths = [self._length(ids) for ids in missing]
-        rows: dict[int, Floats] = {}
+        order, passes = [], []
         for length in sorted(set(lengths)):
             members = [index for index, own in enumerate(lengths) if own == length]
-            for start in range(0, len(members), _TEXT_BATCH):
-                part = members[start : start + _TEXT_BATCH]
-                ids = torch.full((_TEXT_BATCH, length), self.network.pad or 0, dtype=torch.long)
+            for start in range(0, len(members), self._text_pass):
+                part = members[start : start + self._text_pass]
+                ids = torch.full((self._text_pass, length), self.network.pad or 0, dtype=torch.long)
                 for row, index in enumerate(part):
                     ids[row, : len(missing[index])] = torch.tensor(missing[index])
-                vectors = self._forward(self.network.encode_texts, ids, False)
-                rows.update(zip(part, vectors, strict=False))
-        yield np.stack([rows[index] for index in range(len(missing))])
+                order += part
+                passes.append(self._forward(self.network.encode_texts, ids, False)[: len(part)])
+        vectors = np.empty((len(missing), self.network.width), np.float32)
+        vectors[order] = _fetched(passes)
+        return vectors
 
     def _length(self, ids: tuple[int, ...]) -> int:
         if self.network.pad is None:
@@ -160,22 +170,22 @@ class Clip:
 
     def _forward(
         self, encode: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, cast: bool
-    ) -> Floats:
+    ) -> torch.Tensor:
+        """Unit vectors on the network's device, which nobody waits for."""
         device, dtype = self.network.device, DTYPES[self.network.dtype]
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), exact:
-            features = encode(rows.to(device, dtype) if cast else rows.to(device)).float()
-            unit = features / features.norm(dim=-1, keepdim=True)
-        return np.asarray(unit.cpu().numpy(), np.float32)
+            features = encode(to_device(rows, device, dtype if cast else None)).float()
+            return features / features.norm(dim=-1, keepdim=True)
 
     def _look_up(
-        self, keys: list[Hashable], items: Sequence[Row], encode: Callable[[list[Row]], Iterable[Floats]]
+        self, keys: list[Hashable], items: Sequence[Row], encode: Callable[[list[Row]], Floats]
     ) -> Floats:
         """The vectors of all keys, those not known yet from ``encode``."""
         known = self.network.known
         found = {key: known[key] for key in keys if key in known}
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
-        vectors = (vector for part in encode(list(missing.values())) for vector in part) if missing else ()
+        vectors = encode(list(missing.values())) if missing else ()
         found.update(zip(missing, vectors, strict=True))
         for key, vector in found.items():
             known[key] = vector
@@ -183,6 +193,11 @@ class Clip:
         while len(known) > REMEMBERED:
             known.popitem(last=False)
         return np.array([found[key] for key in keys], np.float32).reshape(len(keys), self.network.width)
+
+
+def _fetched(passes: Sequence[torch.Tensor]) -> Floats:
+    """The rows of all passes: here the device is waited for."""
+    return np.asarray(torch.cat(list(passes)).cpu().numpy(), np.float32)
 
 
 def placed(runtime: Runtime) -> torch.device:

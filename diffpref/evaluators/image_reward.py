@@ -36,6 +36,7 @@ from diffpref.evaluators.checkpoints import (
 from diffpref.evaluators.clip import DTYPES, placed
 from diffpref.evaluators.pixels import Pixels, content, distinct
 from diffpref.paths import fingerprint
+from diffpref.transfer import to_device
 
 PUBLISHED = "THUDM/ImageReward"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -154,14 +155,16 @@ class ImageReward:
         once = [(keys[first], images[first]) for first in firsts]
         ids, attended = self.tokens([prompts[first] for first in firsts])
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        rewards = [np.zeros(0, np.float32)]
+        rewards = [torch.zeros(0, device=self.device)]
         with torch.inference_mode(), exact:
             for start in range(0, len(once), self.pair_rows):
                 part = slice(start, start + self.pair_rows)
                 given = (self._features(once[part]), ids[part], attended[part])
-                filled = (_filled(each, self.pair_rows).to(self.device) for each in given)
-                rewards.append(self.network.rewards(*filled)[: len(given[1])].cpu().numpy())
-        return np.concatenate(rewards)[rows]
+                filled = (to_device(_filled(each, self.pair_rows), self.device) for each in given)
+                rewards.append(self.network.rewards(*filled)[: len(given[1])])
+            return np.asarray(torch.cat(rewards).cpu().numpy(), np.float32)[
+                rows
+            ]  # here the device is waited for
 
     def explain(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
@@ -186,7 +189,7 @@ class ImageReward:
         for start in range(0, len(new), self.image_rows):
             part = list(new)[start : start + self.image_rows]
             pixels = _filled(torch.stack([self.pixels(new[key]) for key in part]), self.image_rows)
-            features = self.network.features(pixels.to(self.device, self.dtype))
+            features = self.network.features(to_device(pixels, self.device, self.dtype))
             # copies, since a view would keep the whole pass in memory
             found |= {key: features[row].clone() for row, key in enumerate(part)}
         for key, value in found.items():

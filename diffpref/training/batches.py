@@ -13,6 +13,7 @@ from diffpref.config import TrainConfig
 from diffpref.data.cached import EncodedPairs, LatentPairs
 from diffpref.data.sampler import pair_generator
 from diffpref.families.base import Conditioning, Family
+from diffpref.transfer import to_device
 
 VALIDATION = "validation-"
 """The stream of random numbers of held-out draws."""
@@ -128,9 +129,7 @@ class BatchBuilder:
         )
 
     def _send(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cuda" and not tensor.is_cuda:
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return to_device(tensor, self._device)
 
     def _generator(self, purpose: str, draw: int, pair_id: int) -> torch.Generator:
         return pair_generator(self._config.seed, purpose, draw, pair_id)

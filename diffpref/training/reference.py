@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffpref.training.batches import Batch
 from diffpref.training.precision import half_weights
+from diffpref.transfer import to_device
 
 Measure = Callable[[nn.Module], tuple[Tensor, Tensor]]
 """Errors of a denoiser on winners and losers of a batch, each fp32 [B]."""
@@ -62,8 +63,5 @@ class CachedErrors:
         found = self._errors[torch.tensor(batch.pairs), torch.tensor(batch.draws)]
         if bool(found.isnan().any()):
             raise RuntimeError("a draw has no reference error in the cache")  # a bug of ours, told early
-        device = batch.latents.device
-        if device.type == "cuda":
-            found = found.pin_memory()
-        winner, loser = found.to(device, non_blocking=True).unbind(1)
+        winner, loser = to_device(found, batch.latents.device).unbind(1)
         return winner, loser

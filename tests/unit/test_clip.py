@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +263,35 @@ def test_text_positions_that_follow_the_end_change_nothing(folder: Path) -> None
         expected = model.get_text_features(input_ids=full).pooler_output
     expected = expected / expected.norm(dim=-1, keepdim=True)
     assert np.abs(clip.embed_texts(texts) - expected.numpy()).max() < 1e-6
+
+
+def test_the_passes_of_a_call_are_fetched_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU then works on while the next pass is prepared."""
+    clip = load_clip(str(folder), Runtime(batch=2))
+    fetched: list[int] = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(len(self)) or cpu(self))
+    clip.embed_images([picture(64, 64, seed) for seed in range(7)])
+    clip.embed_texts([f"{number} cats" for number in range(9)] + [LONG])
+    assert fetched == [7, 10]
+
+
+def test_on_a_gpu_a_pass_takes_as_many_texts_as_the_runtime_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = replace(load_clip(str(folder)).network, device=torch.device("meta"), known=OrderedDict())
+    seen: list[int] = []
+
+    def forward(self: Clip, encode: Any, rows: torch.Tensor, cast: bool) -> torch.Tensor:
+        seen.append(len(rows))
+        return torch.eye(len(rows), network.width) + len(seen)
+
+    monkeypatch.setattr(Clip, "_forward", forward)
+    texts = [f"{number} cats" for number in range(20)]
+    vectors = Clip(network, network.pixels, network.text, batch=16).embed_texts(texts)
+    assert seen == [16, 16]
+    assert np.array_equal(vectors[:, 23], [1.0] * 16 + [2.0] * 4)  # in the order of the texts
+    assert np.array_equal(vectors[17], np.eye(24, dtype=np.float32)[1] + 2)
+    again = Clip(network, network.pixels, network.text, batch=8).embed_texts(texts[:3])
+    assert seen == [16, 16, 8]  # embeddings of another pass differ by rounding
+    assert np.array_equal(again[0], np.eye(24, dtype=np.float32)[0] + 3)
