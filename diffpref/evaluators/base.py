@@ -36,9 +36,9 @@ class Column:
 class Runtime:
     """Where the network of an evaluator comes from and runs.
 
-    weights: folder, file or hub id; "" for the published ones. device: the best there is, where none is given.
-    dtype: of the network's weights and products;
-    anything but fp32 is part of the fingerprint and of the stored scores. batch: images in one forward pass.
+    weights: folder, file or hub id; "" for the published ones. device: the best there is where none is given.
+    dtype: of the network's weights and products; anything but fp32 is part of the fingerprint and of the
+    stored scores. batch: images in one forward pass.
     """
 
     weights: str = ""
