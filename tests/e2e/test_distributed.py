@@ -96,7 +96,8 @@ def test_two_processes_train_what_one_trains(world, tmp_path, launch, changes):
         for name, value in a.items():
             # sums in another order; the sign of a margin near 0 may turn, one of twelve
             absolute = 0.09 if name.endswith("accuracy") else 1e-5
-            relative = 1e-4 if name == "grad_norm" else 1e-5
+            # the loss has the rounding of the errors times beta
+            relative = 1e-4 if name in ("grad_norm", "loss") else 1e-5
             assert value == pytest.approx(b[name], rel=relative, abs=absolute), name
     weights = [
         load_file(tmp_path / name / "checkpoints/step-4/weights.safetensors") for name in ("one", "two")
