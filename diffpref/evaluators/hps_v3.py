@@ -28,6 +28,7 @@ from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD
 from diffpref.evaluators.unpadded import unpadded_outputs
 from diffpref.language_models.loading import quiet, user_errors, without_special_tokens
 from diffpref.paths import fingerprint
+from diffpref.transfer import to_device
 
 PUBLISHED = "MizzenAI/HPSv3"
 WEIGHTS = ("HPSv3.safetensors",)
@@ -133,18 +134,18 @@ class HpsV3:
         plain = without_special_tokens(prompt, self.tokenizer)
         return list(self.tokenizer(conversation(plain, parts), verbose=False)["input_ids"])
 
-    def _outputs(self, pairs: list[_Pair]) -> Floats:
+    def _outputs(self, pairs: list[_Pair]) -> Tensor:
         """[B, 2] for pairs of one shape."""
         tokens = [ids for _, ids in pairs]
         pixels = np.concatenate([patches(image) for image, _ in pairs])
         wide, high = resized(pairs[0][0].size)
-        grid = torch.tensor([[1, high // PATCH, wide // PATCH]] * len(pairs), device=self.device)
+        grid = torch.tensor([[1, high // PATCH, wide // PATCH]] * len(pairs))
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with torch.inference_mode(), exact:
-                rows = torch.tensor(tokens, device=self.device)
-                seen = torch.from_numpy(pixels).to(self.device, self.dtype)
-                return self.network(rows, self.reward, seen, grid).cpu().numpy()
+                rows = to_device(torch.tensor(tokens), self.device)
+                seen = to_device(torch.from_numpy(pixels), self.device, self.dtype)
+                return self.network(rows, self.reward, seen, to_device(grid, self.device))
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"hps-v3 has no memory for {len(tokens)} images at a time",

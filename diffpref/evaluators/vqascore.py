@@ -25,6 +25,7 @@ from diffpref.evaluators.unpadded import unpadded_outputs
 from diffpref.language_models import loading
 from diffpref.language_models.image_text import ImageTextModel, find_image_text_model
 from diffpref.paths import fingerprint
+from diffpref.transfer import to_device
 
 WEIGHTS = "llava-hf/llava-1.5-7b-hf"
 VERSION = "1"
@@ -111,7 +112,7 @@ class VqaScore:
             )
         return size
 
-    def _probabilities(self, pairs: list[tuple[Image.Image, str]]) -> Floats:
+    def _probabilities(self, pairs: list[tuple[Image.Image, str]]) -> torch.Tensor:
         """Of Yes and No [B, 2], for pairs of one shape."""
         images, asked = [image for image, _ in pairs], [text for _, text in pairs]
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
@@ -131,12 +132,14 @@ class VqaScore:
                 why=f"{type(error).__name__}: {one_line(error)}",
                 fix="take another model, or leave such images and prompts out",
             ) from error
-        return logits.softmax(dim=-1)[:, self.answers].cpu().numpy()
+        return logits.softmax(dim=-1)[:, self.answers]
 
     def _logits(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Of the first token of the answer, float32 [B, vocabulary], before whatever generation would do."""
         placed_inputs = {
-            name: value.to(self.network.device, self.network.dtype if value.is_floating_point() else None)
+            name: to_device(
+                value, self.network.device, self.network.dtype if value.is_floating_point() else None
+            )
             for name, value in inputs.items()
         }
         forced = getattr(self.network.generation_config, "forced_bos_token_id", None) is not None
