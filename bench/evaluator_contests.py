@@ -6,7 +6,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,37 @@ from evaluator_loops import (
     TorchmetricsLoop,
     singles,
 )
-from evaluator_models import SIZES, THINGS, write_aesthetic, write_detector, write_hps, write_image_reward
+from evaluator_models import (
+    SIZES,
+    THINGS,
+    Size,
+    make_aesthetic,
+    make_clip,
+    make_detector,
+    make_hps,
+    make_image_reward,
+)
 from PIL import Image
 
-from diffpref.evaluators import EVALUATORS, DetailedEvaluator, Evaluator, Runtime
-from diffpref.evaluators.clip import DTYPES, Clip
+from diffpref.evaluators import (
+    EVALUATORS,
+    DetailedEvaluator,
+    Evaluator,
+    Runtime,
+    aesthetic,
+    clip_score,
+    hps,
+    pickscore,
+)
+from diffpref.evaluators.agreement import Agreement
+from diffpref.evaluators.clip import DTYPES, Clip, placed
+from diffpref.evaluators.geneval.detector import Detector
+from diffpref.evaluators.geneval.evaluator import of_networks
 from diffpref.evaluators.geneval.words import COLORS, RELATIONS, plural, with_article
+from diffpref.evaluators.hf_clip import hf_network
+from diffpref.evaluators.image_reward import ImageReward
+from diffpref.evaluators.open_clip_models import open_clip_network
+from diffpref.evaluators.pixels import Pixels
 from diffpref.tiny.bank import example
 
 SAME = {"hps-v2.1": "hps-v2", "hps-v2-aliased": "hps-v2", "hps-v2.1-aliased": "hps-v2"}
@@ -50,22 +75,38 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the weights lie, and how both sides run. clip: folder of the CLIP that most of them share."""
+    """How both sides run, and the CLIP that most of them share."""
 
-    root: Path
     values: argparse.Namespace
 
     @property
-    def clip(self) -> Path:
-        return self.root / "clip"
+    def size(self) -> Size:
+        return SIZES[self.values.size]
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime("", self.values.device, self.values.dtype, self.values.batch)
 
     @property
     def hardware(self) -> tuple[str, torch.dtype]:
         return self.values.device, DTYPES[self.values.dtype]
 
-    def load(self, name: str, weights: object) -> Any:
-        runtime = Runtime(str(weights), self.values.device, self.values.dtype, self.values.batch)
-        return EVALUATORS[name](runtime)
+    @property
+    def device(self) -> torch.device:
+        return placed(self.runtime)
+
+    @cached_property
+    def parts(self) -> tuple[Any, Any]:
+        """The CLIP's model and tokenizer, as the loops take them."""
+        return make_clip(self.size, self.values.device)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The same CLIP, as the evaluators take it."""
+        network = hf_network(
+            *self.parts, Pixels(224, "crop, floor"), self.device, self.values.dtype, "random CLIP"
+        )
+        return Clip(network, network.pixels, network.text, self.values.batch)
 
 
 @dataclass(frozen=True)
@@ -137,43 +178,50 @@ def _groups(contest: Contest, size: int, side: int) -> Iterator[Pair]:
             yield first, second, contest.prompt(group)
 
 
-def on_clip(name: str, loop: type[HFClip]) -> Callable[[Setting], Contest]:
+def on_clip(evaluator: Callable[[Clip], Agreement], loop: type[HFClip]) -> Callable[[Setting], Contest]:
     def build(setting: Setting) -> Contest:
-        evaluator = setting.load(name, setting.clip)
-        return Contest(evaluator, loop(setting.clip, *setting.hardware), evaluator.clip)  # type: ignore[arg-type]
+        clip = setting.clip  # moves and casts the model that the loop gets
+        return Contest(evaluator(clip), loop(*setting.parts, *setting.hardware), clip)  # type: ignore[arg-type]
 
     return build
 
 
-def hps(setting: Setting) -> Contest:
-    evaluator = setting.load("hps-v2", write_hps(setting.root / "hps", SIZES[setting.values.size]))
-    network = evaluator.clip.network.encode_images.__self__
-    return Contest(evaluator, HPSLoop(network, *setting.hardware), evaluator.clip)
+def clipscore(preset: clip_score.Preset, loop: type[HFClip]) -> Callable[[Setting], Contest]:
+    return on_clip(lambda clip: clip_score.of_clip(clip, preset, "random weights"), loop)
 
 
-def aesthetic(setting: Setting) -> Contest:
-    evaluator = setting.load("aesthetic", write_aesthetic(setting.root, SIZES[setting.values.size]))
-    return Contest(evaluator, AestheticLoop(setting.clip, evaluator.head, *setting.hardware), evaluator.clip)
+def hps_v2(setting: Setting) -> Contest:
+    model, tokenizer = make_hps(setting.size, setting.values.device)
+    network = open_clip_network(model, tokenizer, setting.device, setting.runtime, "random open_clip")
+    evaluator = hps.of_network(network, "v2", True, setting.values.batch)
+    return Contest(evaluator, HPSLoop(model, *setting.hardware), evaluator.clip)
+
+
+def aesthetic_v2(setting: Setting) -> Contest:
+    head = make_aesthetic(setting.size)
+    evaluator = aesthetic.of_clip(setting.clip, head)
+    return Contest(evaluator, AestheticLoop(head, *setting.parts, *setting.hardware), evaluator.clip)
 
 
 def image_reward(setting: Setting) -> Contest:
-    folder = write_image_reward(setting.root / "image-reward", SIZES[setting.values.size])
-    evaluator = setting.load("image-reward", folder)
-    loop = ImageRewardLoop(evaluator.network, evaluator.tokenizer, *setting.hardware)
+    network, tokenizer = make_image_reward(setting.size, setting.values.device)
+    evaluator = ImageReward(network, tokenizer, setting.runtime, "random ImageReward")
+    loop = ImageRewardLoop(network, tokenizer, *setting.hardware)
     return Contest(evaluator, loop, forget=evaluator._known.clear)
 
 
 def geneval(setting: Setting) -> Contest:
-    folder = write_detector(setting.root / "detector", SIZES[setting.values.size])
-    evaluator = setting.load("geneval", f"{folder},{setting.clip}")
-    loop = GenEvalLoop(folder, HFClip(setting.clip, *setting.hardware))
+    model = make_detector(setting.size, setting.values.device)
+    finder = Detector(model, setting.device, "random Mask2Former")
+    evaluator = of_networks(finder, setting.clip, setting.runtime)
+    loop = GenEvalLoop(model, HFClip(*setting.parts, *setting.hardware))
     namer = evaluator.namer
     return Contest(evaluator, loop, namer.clip, namer._classifiers.clear, geneval_prompt)
 
 
 def oracle(setting: Setting) -> Contest:
     return Contest(
-        setting.load("oracle", ""),
+        EVALUATORS["oracle"](setting.runtime),
         None,
         prompt=lambda number: example(0, number).captions[0],
         image=lambda seed, _: example(0, seed).image,
@@ -181,12 +229,12 @@ def oracle(setting: Setting) -> Contest:
 
 
 CONTESTS: dict[str, Callable[[Setting], Contest]] = {
-    "pickscore": on_clip("pickscore", PickScoreLoop),
-    "hps-v2": hps,
-    "clipscore": on_clip("clipscore", CosineLoop),
-    "clipscore-jmhessel": on_clip("clipscore-jmhessel", HesselLoop),
-    "clipscore-torchmetrics": on_clip("clipscore-torchmetrics", TorchmetricsLoop),
-    "aesthetic": aesthetic,
+    "pickscore": on_clip(pickscore.of_clip, PickScoreLoop),
+    "hps-v2": hps_v2,
+    "clipscore": clipscore("cosine", CosineLoop),
+    "clipscore-jmhessel": clipscore("jmhessel", HesselLoop),
+    "clipscore-torchmetrics": clipscore("torchmetrics", TorchmetricsLoop),
+    "aesthetic": aesthetic_v2,
     "image-reward": image_reward,
     "geneval": geneval,
     "oracle": oracle,

@@ -1,21 +1,19 @@
 """The published ways to score images, one after another, as plain loops.
 
 Each does what its repository shows, for an image and a prompt at a time, and forgets both. Decoding of files,
-progress bars, data loaders' processes and the loading of weights are left out. They run the same weights in
-the same classes as the evaluators that they are compared with, so that only the work and its order differ.
+progress bars, data loaders' processes and the loading of weights are left out. They run the very networks of
+the evaluators that they are compared with, so that only the work and its order differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
-from transformers import CLIPModel, CLIPTokenizer, Mask2FormerForUniversalSegmentation
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diffpref.evaluators.geneval.grammar import Claim, parse_prompt
@@ -51,11 +49,10 @@ def openai_pixels(image: Image.Image, side: int = 224) -> torch.Tensor:
 
 
 class HFClip:
-    """transformers' CLIPModel, as the loops call it."""
+    """transformers' CLIPModel, on its device in its dtype, as the loops call it."""
 
-    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
-        self.model = CLIPModel.from_pretrained(folder).eval().to(device, dtype)
-        self.tokenizer, self.processor = CLIPTokenizer.from_pretrained(folder), CLIPImageProcessorPil()
+    def __init__(self, model: Any, tokenizer: Any, device: str, dtype: torch.dtype) -> None:
+        self.model, self.tokenizer, self.processor = model, tokenizer, CLIPImageProcessorPil()
         self.device, self.dtype = device, dtype
 
     def processed(self, images: list[Any]) -> torch.Tensor:
@@ -136,8 +133,8 @@ class TorchmetricsLoop(HFClip):
 class AestheticLoop(HFClip):
     """``simple_inference.py``: OpenAI's CLIP, a vector normalised in numpy, the linear layers."""
 
-    def __init__(self, folder: Path, head: Any, device: str, dtype: torch.dtype) -> None:
-        super().__init__(folder, device, dtype)
+    def __init__(self, head: Any, model: Any, tokenizer: Any, device: str, dtype: torch.dtype) -> None:
+        super().__init__(model, tokenizer, device, dtype)
         self.head = head
 
     @torch.no_grad()
@@ -216,9 +213,8 @@ class GenEvalLoop:
     masks enlarged at once. `seen` holds what was found in each image: numbers by class, colours by class.
     """
 
-    def __init__(self, detector: Path, clip: HFClip) -> None:
-        self.clip, self.device = clip, clip.device
-        self.model = Mask2FormerForUniversalSegmentation.from_pretrained(detector).eval().to(self.device)
+    def __init__(self, detector: Any, clip: HFClip) -> None:
+        self.model, self.clip, self.device = detector, clip, clip.device
         self.names = self.model.config.id2label
         self.classifiers: dict[str, torch.Tensor] = {}
         self.seen: list[tuple[dict[str, int], dict[str, str]]] = []

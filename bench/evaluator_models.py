@@ -1,16 +1,21 @@
-"""Networks of published shapes and random weights, in the formats that the evaluators load."""
+"""Networks of published shapes and random weights, made in memory on the device that they run on.
+
+They are in float32; whoever takes one casts it. None is written or hashed: at the published sizes that would
+take longer than the bench.
+"""
 
 from __future__ import annotations
 
 import json
 import string
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import (
+    BertTokenizer,
     BlipTextConfig,
     BlipTextModel,
     BlipVisionConfig,
@@ -22,9 +27,9 @@ from transformers import (
     SwinConfig,
 )
 
-from diffpref.evaluators.aesthetic import STEM, build_head
+from diffpref.evaluators.aesthetic import build_head
 from diffpref.evaluators.geneval.words import NAMES
-from diffpref.evaluators.image_reward import Network
+from diffpref.evaluators.image_reward import Network, add_marks
 from diffpref.evaluators.open_clip_models import CONFIG, import_open_clip
 from diffpref.families.miniature import clip_tokenizer
 
@@ -75,8 +80,8 @@ SIZES = {
 }
 
 
-def write_clip(folder: Path, size: Size) -> Path:
-    """A CLIPModel with CLIP's tokenizer."""
+def make_clip(size: Size, device: str) -> tuple[Any, Any]:
+    """A CLIPModel and CLIP's tokenizer."""
     towers = [
         {
             "hidden_size": tower.width,
@@ -91,27 +96,21 @@ def write_clip(folder: Path, size: Size) -> Path:
         vision_config=towers[1] | {"patch_size": size.patch, "image_size": 224},
         projection_dim=size.projection,
     )
-    model = enlivened(CLIPModel(config), 0)
-    common = torch.randn(
-        size.projection
-    )  # makes cosines positive, as trained ones are: Hessel's are cut at 0
-    with torch.no_grad():
+    with torch.device(device), torch.no_grad():
+        model = enlivened(CLIPModel(config), 0)
+        common = torch.randn(size.projection)  # makes cosines positive, as trained ones are: Hessel's are cut
         model.vision_model.post_layernorm.bias += model.visual_projection.weight.T @ common
         model.text_model.final_layer_norm.bias += model.text_projection.weight.T @ common
-    model.save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
-    return folder
+    return model, clip_tokenizer()
 
 
-def write_aesthetic(folder: Path, size: Size) -> Path:
-    """The predictor's head in a folder that has the CLIP in ``clip``."""
-    head = enlivened(build_head(size.projection), 1)
-    save_file(head.state_dict(), folder / f"{STEM}.safetensors")
-    return folder
+def make_aesthetic(size: Size) -> Any:
+    """The predictor's head, which runs on the CPU."""
+    return enlivened(build_head(size.projection), 1)
 
 
-def write_hps(folder: Path, size: Size) -> Path:
-    """A network of open_clip. Raises UserError where that, or torchvision, is missing."""
+def make_hps(size: Size, device: str) -> tuple[Any, Any]:
+    """A network of open_clip and its tokenizer. Raises UserError where that, or torchvision, is missing."""
     open_clip = import_open_clip()
     model_config = {
         "embed_dim": size.projection,
@@ -130,15 +129,16 @@ def write_hps(folder: Path, size: Size) -> Path:
             "layers": size.text.layers,
         },
     }
-    folder.mkdir()
-    (folder / CONFIG).write_text(json.dumps({"model_cfg": model_config, "preprocess_cfg": {}}))
-    model = enlivened(open_clip.create_model(f"local-dir:{folder}", load_weights=False), 2)
-    save_file(model.state_dict(), folder / "HPS_v2_compressed.safetensors")
-    return folder
+    with tempfile.TemporaryDirectory() as folder, torch.device(device):
+        settings = {"model_cfg": model_config, "preprocess_cfg": {}}
+        (Path(folder) / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+        name = f"local-dir:{folder}"
+        model = open_clip.create_model(name, load_weights=False, device=device)
+        return enlivened(model, 2), open_clip.get_tokenizer(name)
 
 
-def write_image_reward(folder: Path, size: Size) -> Path:
-    """ImageReward under diffpref's own names, and a vocabulary as long as that of bert-base-uncased."""
+def make_image_reward(size: Size, device: str) -> tuple[Network, Any]:
+    """ImageReward, and a vocabulary as long as that of bert-base-uncased."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     for sign in string.ascii_lowercase + string.digits:
         words += [sign, f"##{sign}"]
@@ -163,14 +163,15 @@ def write_image_reward(folder: Path, size: Size) -> Path:
         bos_token_id=len(words),
         is_decoder=True,
     )
-    network = Network(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), 224)
-    folder.mkdir()
-    save_file(enlivened(network, 3).state_dict(), folder / "ImageReward.safetensors")
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    return folder
+    with torch.device(device):
+        network = Network(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), 224)
+        enlivened(network, 3)
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, do_lower_case=True)
+    add_marks(tokenizer)
+    return network, tokenizer
 
 
-def write_detector(folder: Path, size: Size) -> Path:
+def make_detector(size: Size, device: str) -> Any:
     """A Mask2Former whose queries are sure of one of `THINGS` each.
 
     With plain random weights no class is above any threshold, and neither boxes nor colours are computed.
@@ -190,7 +191,11 @@ def write_detector(folder: Path, size: Size) -> Path:
         **different,
     )
     torch.manual_seed(4)
-    model = Mask2FormerForUniversalSegmentation(config)
+    with torch.device(device):
+        model: Any = Mask2FormerForUniversalSegmentation(config)
+    model.to(device).eval().requires_grad_(
+        False
+    )  # one of its parameters is made on the CPU whatever is asked
     seen = [NAMES.index(name) for name in THINGS]
     weight, bias = model.class_predictor.weight, model.class_predictor.bias
     with torch.no_grad():
@@ -200,8 +205,7 @@ def write_detector(folder: Path, size: Size) -> Path:
         bias.fill_(-100)
         bias[seen] = 0
         weight.normal_(std=20 * weight.shape[1] ** -0.5)
-    model.save_pretrained(folder)
-    return folder
+    return model
 
 
 def enlivened(model: Any, seed: int) -> Any:
@@ -210,4 +214,4 @@ def enlivened(model: Any, seed: int) -> Any:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=parameter[0].numel() ** -0.5)
-    return model
+    return model.eval().requires_grad_(False)

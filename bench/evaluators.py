@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,7 +38,7 @@ mend_torchvision()  # transformers imports torchvision where it is
 
 from evaluator_contests import CONTESTS, SAME, TOO_LARGE, Contest, Setting, distinct, repeated  # noqa: E402
 from evaluator_loops import GenEvalLoop, Pair  # noqa: E402
-from evaluator_models import SIZES, write_clip  # noqa: E402
+from evaluator_models import SIZES  # noqa: E402
 
 from diffpref.evaluators.clip import DTYPES, Clip  # noqa: E402
 
@@ -126,10 +124,9 @@ def matmul_share(clip: Clip, values: argparse.Namespace) -> str:
     return f"{spread(reached / rate, '.2f')} of the matmul rate, {medians}"
 
 
-def run(values: argparse.Namespace, root: Path) -> str:
+def run(values: argparse.Namespace) -> str:
     """Prints a row as soon as it is measured; returns what comes below the table."""
-    setting = Setting(root, values)
-    write_clip(setting.clip, SIZES[values.size])
+    setting = Setting(values)
     notes = [f"{name} has the network and the loop of {other}" for name, other in SAME.items()]
     notes += [f"{name} is too large to take part" for name in TOO_LARGE]
     shares: dict[str, str] = {}
@@ -181,8 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = parser.parse_args(arguments)
     if values.threads:
         torch.set_num_threads(values.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        return printed(lambda: run(values, Path(folder)))
+    return printed(lambda: run(values))
 
 
 if __name__ == "__main__":

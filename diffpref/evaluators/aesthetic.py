@@ -77,6 +77,11 @@ def load(runtime: Runtime) -> Aesthetic:
     width = clip.network.width
     head = build_head(width)
     load_state(head, read_state(path), str(path), f"the predictor on vectors of width {width}")
+    return of_clip(clip, head)
+
+
+def of_clip(clip: Clip, head: nn.ModuleDict) -> Aesthetic:
+    """The predictor as this CLIP and this head give it."""
     pixels = replace(clip.pixels, fit="crop, round", rgb="last")
     return Aesthetic(Clip(clip.network, pixels, clip.text, clip.batch), head)
 

@@ -28,8 +28,16 @@ def load(runtime: Runtime, preset: Preset) -> Agreement:
             of transformers.
     """
     default = VIT_B_32 if preset == "jmhessel" else VIT_L_14
-    clip = load_clip(runtime.weights or default, runtime)
     model = runtime.weights or default
+    return of_clip(load_clip(model, runtime), preset, model)
+
+
+def of_clip(clip: Clip, preset: Preset, model: str) -> Agreement:
+    """CLIPScore as this CLIP gives it. model: what it is called.
+
+    Raises:
+        UserError: a preset that needs transformers' text rule, which this CLIP has not.
+    """
     return {"cosine": _cosine, "jmhessel": _jmhessel, "torchmetrics": _torchmetrics}[preset](clip, model)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffpref.errors import UserError
-from diffpref.evaluators.base import Runtime
+from diffpref.evaluators.base import Dtype, Runtime
 from diffpref.evaluators.checkpoints import check_keys, not_loaded, one_line, weights_hash
 from diffpref.evaluators.clip import DTYPES, Network
 from diffpref.evaluators.pixels import OPENAI_MEAN, OPENAI_STD, Pixels
@@ -39,14 +39,26 @@ def load_hf_network(weights: str, device: torch.device, runtime: Runtime) -> Net
             why=f"it has {len(tokenizer)} tokens, the network knows {text.vocab_size}",
             fix="fetch the model again",
         )
-    digest = weights_hash(model)
+    return hf_network(
+        model, tokenizer, _pixels(place, vision.image_size), device, runtime.dtype, weights_hash(model)
+    )
+
+
+def hf_network(
+    model: Any, tokenizer: Any, pixels: Pixels, device: torch.device, dtype: Dtype, weights: str
+) -> Network:
+    """The network of a CLIPModel in memory, which is moved and cast in place.
+
+    pixels: its publisher's rule. weights: what fingerprints say of its values.
+    """
+    text = model.config.text_config
     logit_scale = float(model.logit_scale.detach().float().exp())
-    model.to(device, DTYPES[runtime.dtype])
+    model.to(device, DTYPES[dtype])
     return Network(
-        weights=digest,
+        weights=weights,
         device=device,
-        dtype=runtime.dtype,
-        pixels=_pixels(place, vision.image_size),
+        dtype=dtype,
+        pixels=pixels,
         text=BytePairs(tokenizer, text.max_position_embeddings),
         encode_images=lambda pixels: _features(model.get_image_features(pixel_values=pixels)),
         encode_texts=lambda ids: _features(model.get_text_features(input_ids=ids)),

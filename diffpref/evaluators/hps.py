@@ -8,7 +8,7 @@ from typing import Literal
 from diffpref.evaluators.agreement import Agreement
 from diffpref.evaluators.base import Runtime
 from diffpref.evaluators.checkpoints import find_file
-from diffpref.evaluators.clip import Clip
+from diffpref.evaluators.clip import Clip, Network
 from diffpref.evaluators.loading import load_checkpoint_network
 
 REPOSITORY = "xswu/HPSv2"
@@ -33,6 +33,11 @@ def load(runtime: Runtime, version: Version, antialias: bool) -> Agreement:
     names = [f"{stem}.safetensors", f"{stem}.pt"] if runtime.weights else [f"{stem}.pt"]
     path = find_file(runtime.weights, names, REPOSITORY, f"weights of hps-{version}")
     network = load_checkpoint_network(path, ARCHITECTURE, runtime)
+    return of_network(network, version, antialias, runtime.batch)
+
+
+def of_network(network: Network, version: Version, antialias: bool, batch: int) -> Agreement:
+    """HPS as this network gives it."""
     pixels = replace(network.pixels, fit="pad" if antialias else "pad, aliased", rgb="first")
     filtered = "antialiased resizing" if antialias else "resizing without antialiasing"
     return Agreement(
@@ -41,6 +46,6 @@ def load(runtime: Runtime, version: Version, antialias: bool) -> Agreement:
         scale="cosine of image and prompt, without a logit scale (published tables print it x 100)",
         label=f"HPS {version}" if antialias else f"HPS {version} (aliased)",
         meaning=f"preference learned from the HPD v2 choices, {filtered}",
-        clip=Clip(network, pixels, network.text, runtime.batch),
+        clip=Clip(network, pixels, network.text, batch),
         rescale=lambda cosines: cosines,
     )

@@ -107,7 +107,8 @@ class ImageReward:
     any_mode = True
     scale = "reward, about -2 to 2; 0 and 1 are mean and standard deviation over the authors' images"
 
-    def __init__(self, network: Network, tokenizer: Any, runtime: Runtime) -> None:
+    def __init__(self, network: Network, tokenizer: Any, runtime: Runtime, weights: str = "") -> None:
+        """weights: what the fingerprint says of the network's values; "" for their hash."""
         self.device, self.dtype = placed(runtime), DTYPES[runtime.dtype]
         on_cpu = self.device.type == "cpu"
         self.image_rows = 1 if on_cpu else runtime.batch
@@ -119,7 +120,7 @@ class ImageReward:
             {
                 "evaluator": self.name,
                 "version": self.version,
-                "weights": weights_hash(network),
+                "weights": weights or weights_hash(network),
                 "vocabulary": tokenizer.get_vocab(),
                 "max_tokens": MAX_TOKENS,
                 "pixels": self.pixels.describe(),
@@ -322,6 +323,12 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def add_marks(tokenizer: Any) -> None:
+    """Gives BERT's tokenizer the two tokens that BLIP adds."""
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+
+
 def _tokenizer(folder: Path, wanted: int) -> Any:
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         folder = download(TOKENIZER, ["vocab.txt"], "vocabulary of image-reward").parent
@@ -331,8 +338,7 @@ def _tokenizer(folder: Path, wanted: int) -> Any:
         tokenizer = BertTokenizer.from_pretrained(folder, do_lower_case=True)
     except Exception as error:  # the tokenizers library has types of its own
         raise UserError(f"no tokenizer can be read from {folder}", why=one_line(error)) from error
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    add_marks(tokenizer)
     if len(tokenizer) != wanted:
         raise UserError(
             f"the vocabulary in {folder} does not fit ImageReward's weights",

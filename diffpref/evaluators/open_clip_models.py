@@ -81,7 +81,7 @@ def load_open_clip_network(spec: str, device: torch.device, runtime: Runtime) ->
         return load_open_clip_file(_weights_in(place), "", device, runtime)
     open_clip = import_open_clip()
     if spec.startswith("hf-hub:"):
-        return _network(_create(spec), open_clip.get_tokenizer(spec), device, runtime)
+        return open_clip_network(_create(spec), open_clip.get_tokenizer(spec), device, runtime)
     architecture, _, weights = spec.partition("/")
     _check_architecture(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -89,7 +89,7 @@ def load_open_clip_network(spec: str, device: torch.device, runtime: Runtime) ->
         # Networks trained with the quick form of GELU are silently wrong with the exact one.
         quick = bool(open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu"))
         model = _create(architecture, pretrained=weights, force_quick_gelu=quick)
-        return _network(model, open_clip.get_tokenizer(architecture), device, runtime)
+        return open_clip_network(model, open_clip.get_tokenizer(architecture), device, runtime)
     if not Path(weights).expanduser().is_file():
         raise UserError(
             f"open_clip has no weights {weights!r} for {architecture}",
@@ -114,13 +114,19 @@ def load_open_clip_file(path: Path, architecture: str, device: torch.device, run
     if described:
         expected = f"the weights of the network in {path.parent / CONFIG}"
     load_state(model, read_state(path), str(path), expected)
-    return _network(model, open_clip.get_tokenizer(name), device, runtime)
+    return open_clip_network(model, open_clip.get_tokenizer(name), device, runtime)
 
 
-def _network(model: Any, tokenizer: Any, device: torch.device, runtime: Runtime) -> Network:
+def open_clip_network(
+    model: Any, tokenizer: Any, device: torch.device, runtime: Runtime, weights: str = ""
+) -> Network:
+    """The network of an open_clip model in memory, which is moved and cast in place.
+
+    weights: what fingerprints say of its values; "" for their hash.
+    """
     pixels = _pixels(import_open_clip().get_model_preprocess_cfg(model))
     model.eval().requires_grad_(False)
-    digest, logit_scale = weights_hash(model), float(model.logit_scale.detach().float().exp())
+    digest, logit_scale = weights or weights_hash(model), float(model.logit_scale.detach().float().exp())
     model.to(device, DTYPES[runtime.dtype])
     context = int(model.context_length)
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffpref.evaluators.agreement import Agreement
 from diffpref.evaluators.base import Runtime
+from diffpref.evaluators.clip import Clip
 from diffpref.evaluators.loading import load_clip
 
 WEIGHTS = "yuvalkirstain/PickScore_v1"
@@ -17,7 +18,11 @@ def load(runtime: Runtime) -> Agreement:
     Raises:
         UserError: the weights are missing or do not fit.
     """
-    clip = load_clip(runtime.weights or WEIGHTS, runtime)
+    return of_clip(load_clip(runtime.weights or WEIGHTS, runtime))
+
+
+def of_clip(clip: Clip) -> Agreement:
+    """PickScore as this CLIP gives it."""
     factor = clip.network.logit_scale
     return Agreement(
         name="pickscore",

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from evaluator_contests import (
     geneval_prompt,
     repeated,
 )
-from evaluator_models import SIZES, write_clip
+from evaluator_models import SIZES, make_clip, make_detector, make_image_reward
 
 from diffpref.errors import UserError
 from diffpref.evaluators import EVALUATORS
@@ -89,10 +90,35 @@ def test_what_cannot_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
-    setting = Setting(tmp_path_factory.mktemp("bench"), VALUES)
-    write_clip(setting.clip, SIZES["small"])
-    return CONTESTS["clipscore"](setting)
+def contest() -> Contest:
+    return CONTESTS["clipscore"](Setting(VALUES))
+
+
+@pytest.mark.parametrize("name", ["pickscore", "aesthetic", "image-reward", "geneval"])
+def test_both_sides_run_one_network_that_nobody_hashes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the published sizes a copy is gigabytes, and a hash takes longer than the bench."""
+
+    def hashed(module: torch.nn.Module) -> str:
+        raise AssertionError(type(module))
+
+    for place in ("hf_clip", "open_clip_models", "image_reward", "aesthetic", "geneval.detector"):
+        monkeypatch.setattr(f"diffpref.evaluators.{place}.weights_hash", hashed)
+    setting = Setting(VALUES)
+    contest: Any = CONTESTS[name](setting)
+    if name == "image-reward":
+        assert contest.loop.network is contest.evaluator.network
+        return
+    assert contest.clip.network is setting.clip.network
+    if name == "geneval":
+        assert contest.loop.model is contest.evaluator.finder.model
+    assert (contest.loop.clip if name == "geneval" else contest.loop).model is setting.parts[0]
+
+
+@pytest.mark.parametrize("make", [make_clip, make_image_reward, make_detector])
+def test_networks_are_made_on_the_device_that_they_run_on(make: Callable[..., Any]) -> None:
+    made = make(SIZES["small"], "meta")
+    network = made[0] if isinstance(made, tuple) else made
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
 
 
 def test_a_loop_that_computes_something_else_is_refused(contest: Contest) -> None:

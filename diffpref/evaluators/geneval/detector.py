@@ -29,8 +29,11 @@ class Detector:
     Always in fp32: its deformable attention samples at positions that bf16 cannot tell apart, and gave NaN.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        """Raises UserError when the model's labels are not COCO's 80 things."""
+    def __init__(self, model: Any, device: torch.device, weights: str = "") -> None:
+        """weights: what fingerprints say of the model's values; "" for their hash.
+
+        Raises UserError when the model's labels are not COCO's 80 things.
+        """
         self.names = {int(index): from_detector(label) for index, label in model.config.id2label.items()}
         lacking = [name for name in NAMES if name not in self.names.values()]
         if lacking:
@@ -39,7 +42,7 @@ class Detector:
                 why=f"its labels lack {len(lacking)} of 80: {', '.join(lacking[:5])}",
                 fix=f"use an instance segmentation checkpoint of COCO, such as {PUBLISHED}",
             )
-        self.weights = weights_hash(model)
+        self.weights = weights or weights_hash(model)
         self.model: Any = model.to(device).eval()
         self.device = device
 

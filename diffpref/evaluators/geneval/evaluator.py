@@ -16,7 +16,7 @@ from diffpref.errors import UserError
 from diffpref.evaluators.agreement import with_dtype
 from diffpref.evaluators.base import Column, Runtime
 from diffpref.evaluators.checkpoints import check_keys, not_loaded
-from diffpref.evaluators.clip import placed
+from diffpref.evaluators.clip import Clip, placed
 from diffpref.evaluators.geneval import colours, detector, rules
 from diffpref.evaluators.geneval.grammar import parse_prompt
 from diffpref.evaluators.loading import load_clip
@@ -130,7 +130,11 @@ def load(runtime: Runtime) -> GenEval:
     """
     first, _, second = runtime.weights.partition(",")
     finder = detector.Detector(_mask2former(first.strip() or detector.PUBLISHED), placed(runtime))
-    clip = load_clip(second.strip() or CLIP, runtime)
+    return of_networks(finder, load_clip(second.strip() or CLIP, runtime), runtime)
+
+
+def of_networks(finder: detector.Detector, clip: Clip, runtime: Runtime) -> GenEval:
+    """The evaluator as this detector and this CLIP give it."""
     clip = replace(clip, pixels=replace(clip.pixels, fit="crop, round"))  # as open_clip crops
     return GenEval(finder, colours.ColourNamer(clip), runtime)
 
