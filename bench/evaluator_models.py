@@ -193,9 +193,7 @@ def make_detector(size: Size, device: str) -> Any:
     torch.manual_seed(4)
     with torch.device(device):
         model: Any = Mask2FormerForUniversalSegmentation(config)
-    model.to(device).eval().requires_grad_(
-        False
-    )  # one of its parameters is made on the CPU whatever is asked
+    model.to(device).eval().requires_grad_(False)  # level_embed is made on the CPU anyhow
     seen = [NAMES.index(name) for name in THINGS]
     weight, bias = model.class_predictor.weight, model.class_predictor.bias
     with torch.no_grad():

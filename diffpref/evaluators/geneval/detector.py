@@ -14,6 +14,7 @@ from diffpref.errors import UserError
 from diffpref.evaluators.checkpoints import weights_hash
 from diffpref.evaluators.geneval.rules import THRESHOLD, Detection
 from diffpref.evaluators.geneval.words import NAMES, from_detector
+from diffpref.transfer import to_device
 
 PUBLISHED = "facebook/mask2former-swin-small-coco-instance"
 SHORT_EDGE, LONG_EDGE, DIVISOR = 800, 1333, 32
@@ -54,9 +55,9 @@ class Detector:
         pixels, size = prepare(image)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), exact:
-            outputs = self.model(pixel_values=pixels.to(self.device))
+            outputs = self.model(pixel_values=to_device(pixels, self.device))
             classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
-            if not (classes.isfinite().all() and masks.isfinite().all()):
+            if not bool(classes.isfinite().all() & masks.isfinite().all()):  # waits once
                 raise UserError(
                     "the detector of geneval gives no finite output", why="its weights are damaged"
                 )
