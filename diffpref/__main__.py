@@ -1,17 +1,21 @@
 """The console script, `python -m diffpref` and `accelerate launch -m diffpref` enter here."""
 
+import atexit
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 _reported = sys.unraisablehook
 _interrupts: list[bool] = []
+_codes: list[int] = []
 
 
 def enter() -> None:
     """Run the command line and exit with its code. Ctrl-C ends it with one line, even during imports."""
+    atexit.register(_end)  # the first to be registered runs last
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)  # nothing is at work yet that would want to tidy up
     from diffpref.cli import INTERRUPTED, main
@@ -28,6 +32,7 @@ def enter() -> None:
             _leave()
         raise
     if code == INTERRUPTED:
+        _codes.append(code)
         _hush()
     sys.exit(code)
 
@@ -50,6 +55,14 @@ def _unraisable(unraisable: Any) -> None:
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         _leave()
     _reported(unraisable)
+
+
+def _end() -> None:
+    """Python replaces the exit code of a process in which an ``exec`` met an interrupt, as imports' may."""
+    for code in _codes:
+        with suppress(OSError, ValueError):  # a pipe that was closed, or a stream
+            sys.stdout.flush()
+        os._exit(code)
 
 
 def _hush() -> None:

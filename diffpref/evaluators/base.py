@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,9 +43,14 @@ class Runtime:
     """
 
     weights: str = ""
-    device: str = field(default_factory=best_device)
+    device: str = ""
     dtype: Dtype = "fp32"
     batch: int = 32
+
+    @cached_property
+    def chosen_device(self) -> str:
+        """``device``, or the best there is; asked only when a network is loaded, for it imports torch."""
+        return self.device or best_device()
 
 
 @runtime_checkable

@@ -211,11 +211,11 @@ def placed(runtime: Runtime) -> torch.device:
     if runtime.dtype not in DTYPES:
         raise UserError(f"there is no dtype {runtime.dtype!r}", fix=f"one of {', '.join(DTYPES)}")
     try:
-        device = torch.device(runtime.device)
+        device = torch.device(runtime.chosen_device)
         torch.empty(1, device=device)
     except Exception as error:  # RuntimeError, AssertionError of builds without CUDA, AcceleratorError
         raise UserError(
-            f"the device {runtime.device!r} cannot be used",
+            f"the device {runtime.chosen_device!r} cannot be used",
             why=" ".join(str(error).split("\n")[0].split()),
             fix="cpu, cuda, cuda:1 ...; see diffpref env",
         ) from error

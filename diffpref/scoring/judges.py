@@ -51,7 +51,7 @@ class Judge:
             "fingerprint": self.evaluator.fingerprint,
             "scale": self.evaluator.scale,
             "dtype": self.runtime.dtype,
-            "device": self.runtime.device.partition(":")[0],
+            "device": self.runtime.chosen_device.partition(":")[0],
             "weights": self.runtime.weights,
             "higher_is_better": self.evaluator.higher_is_better,
             "needs_prompt": self.evaluator.needs_prompt,

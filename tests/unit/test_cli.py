@@ -140,6 +140,30 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     assert errors == b"interrupted\n"
 
 
+def test_an_interrupt_within_a_string_that_is_executed_ends_with_130_too(tmp_path):
+    """Named tuples are made so; under ``python -m`` Python would end with the signal's code instead."""
+    code = (
+        "import diffpref.__main__ as entry, diffpref.cli as cli\n"
+        "def main():\n"
+        "    try:\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('told')\n"
+        "        return cli.INTERRUPTED\n"
+        "cli.main = main\n"
+        "entry.enter()"
+    )
+    (tmp_path / "entered.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "entered"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"told\n", b"")
+
+
 @pytest.mark.parametrize("delay", [0.15, 0.3, 0.6, 1.0, 1.6, 2.4])
 def test_an_interrupt_at_any_moment_prints_one_line_at_most(delay):
     """While libraries are imported, too: half of them would tell of it in their own way."""
