@@ -34,9 +34,7 @@ PARTS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Row:
     """One measurement. switches: of diffpref's training config, None for the usual order of operations.
-
-    micro: pairs at once, halved until they fit, unless it is the usual order.
-    """
+    micro: pairs at once."""
 
     model: str
     micro: int
@@ -125,8 +123,8 @@ ROWS = (
     Row("sd15", 8),
     Row("sd15", 16, LAST),
     Row("sd15", 16, COMPILED),
-    Row("sdxl", 1, BF16),  # what an H100 holds
-    Row("sdxl", 2, BF16),  # what an H200 holds
+    Row("sdxl", 1, BF16),  # an H100 holds it
+    Row("sdxl", 2, BF16),  # an H200 does
     Row("sdxl", 8, BF16 | CHECKPOINTING),
     Row("sdxl", 1, COMPILED),
     Row("sd21-base", 16, BF16),

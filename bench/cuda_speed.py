@@ -11,8 +11,9 @@ medians over whole optimizer steps, each waited for. *Of the matmul rate*: a ste
 (`counting.Flops`; recomputation and adapters not counted) over those of a large bf16 matrix product, measured
 in the same process.
 
-Rows run in order of importance until the time is up; what was not measured is named, and what does not fit
-into memory is said to. OUT/table.md and OUT/table.json are written after every row.
+Rows run in order of importance until the time is up. Rows that by `diffpref estimate` (cuda_memory.json) need
+more memory than the card has are not tried. What was not measured is named, with the reason. OUT/table.md and
+OUT/table.json are written after every row.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import gc
 import json
 import logging
+import math
 import os
 import statistics
 import sys
@@ -40,12 +42,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import torch
 from counting import Flops
+from cuda_memory import figures, too_large, with_smaller
 from cuda_rows import BATCH, ROWS, TITLES, Result, Row, markdown
 from published import Published
 from release import Release
 from torch._dynamo.utils import counters
 
 from diffpref.data.cached import EncodedPairs
+from diffpref.estimate import GIB
 from diffpref.training.stepper import Stepper
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 256}
@@ -82,44 +86,46 @@ class Bench:
         self._full = values.size == "full"
         self.device = torch.device(values.device)
         self._models: dict[str, tuple[Published, EncodedPairs, Flops]] = {}
-        self._limits = LimitsReached()
+        self._limits, self._estimates = LimitsReached(), figures()
+        self._memory = gib_of(self.device)
 
     def measure(self, row: Row) -> Result:
         """Never raises: a row that cannot be measured has a note in place of numbers."""
-        micro = row.micro
-        result: Result = {"model": row.model, "what": row.what, "how": row.how, "micro_batch": micro}
+        result: Result = {
+            "model": row.model,
+            "what": row.what,
+            "how": row.how,
+            "micro_batch": row.micro,
+            "estimated_gb": self._estimates.get(row.name) if self._full else None,
+        }
         if row.for_cuda and self.device.type != "cuda":
             return result | {"note": f"not run: {row.for_cuda} is for CUDA"}
         if self._deadline - time.monotonic() < (row.needs if self._full else 0):
             return result | {"note": NO_TIME}
-        while True:
-            found = self._attempt(row, micro)
-            self._forget()
-            if "out of memory" not in found or row.usual or micro == 1:
-                break
-            print(f"  {micro} pairs at once do not fit", file=sys.stderr)
-            micro //= 2
-        if found.pop("out of memory", False):
-            found["note"] = "out of memory"
-        return result | {"micro_batch": micro} | found
+        if self._full and (why := too_large(row, self._memory, self._estimates)):
+            return result | {"note": why}
+        found = self._attempt(row)
+        self._forget()
+        return result | found
 
-    def _attempt(self, row: Row, micro: int) -> Result:
+    def _attempt(self, row: Row) -> Result:
         try:
-            return self._timed(row, micro)
+            return self._timed(row)
         except torch.OutOfMemoryError:
-            return {"out of memory": True}
+            gib = self._estimates.get(row.name)
+            return {"note": f"out of memory{f', against an estimate of {gib:g} GiB' if gib else ''}"}
         except Exception as error:  # a row that fails must not cost the others
             traceback.print_exc()
             return {"note": f"failed: {type(error).__name__}", "error": str(error)[:2000]}
 
-    def _timed(self, row: Row, micro: int) -> Result:
+    def _timed(self, row: Row) -> Result:
         model, cache, flops = self._model(row.model)
         counters.clear()
         self._limits.drain()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        contender = self._contender(row, model, cache, micro)
+        contender = self._contender(row, model, cache)
         contender.warm()
         self._wait()
         ready = time.monotonic()
@@ -137,17 +143,17 @@ class Bench:
             "seconds_per_step": seconds.tolist(),
             "pairs_per_step": len(cache),
             "seconds_until_ready": ready - started,
-            "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+            "peak_memory_gb": torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
             "flops_per_pair": getattr(flops, row.flops),
             "compiled_graphs": counters["stats"]["unique_graphs"],
             "graph_breaks": [str(reason).splitlines()[0] for reason in counters["graph_break"]],
             "limits_reached": self._limits.drain(),
         }
 
-    def _contender(self, row: Row, model: Published, cache: EncodedPairs, micro: int) -> Contender:
+    def _contender(self, row: Row, model: Published, cache: EncodedPairs) -> Contender:
         if row.switches is None:
-            return Release(model, len(cache), micro, checkpointing=row.model == "sdxl")
-        sizes = {"train.batch_size": len(cache), "train.micro_batch": micro}
+            return Release(model, len(cache), row.micro, checkpointing=row.model == "sdxl")
+        sizes = {"train.batch_size": len(cache), "train.micro_batch": row.micro}
         work = Path(tempfile.mkdtemp(dir=self._work))  # reference errors are taken anew for every row
         return Ours(model.stepper({**row.switches, **sizes}, cache, work))
 
@@ -246,6 +252,11 @@ def ended_at(moment: float, tables: Tables) -> Iterator[None]:
         watch.cancel()
 
 
+def gib_of(device: torch.device) -> float:
+    """Memory of a GPU; of a CPU, where only miniatures run, more than any row needs."""
+    return torch.cuda.get_device_properties(device).total_memory / GIB if device.type == "cuda" else math.inf
+
+
 def matmul_rate(device: torch.device, seconds: float) -> float:
     """FLOP/s of a large bf16 matrix product on random data, sustained: the median after as long a warm-up."""
     side = MATMUL_SIDE[device.type]
@@ -285,7 +296,7 @@ def run(values: argparse.Namespace, work: Path) -> list[Result]:
     deadline = time.monotonic() + 60 * values.minutes
     bench = Bench(values, work, deadline)
     rate = matmul_rate(bench.device, 2.0 if values.size == "full" else 0.05)
-    rows, table = chosen(values), ""
+    rows, table = with_smaller(chosen(values), gib_of(bench.device), figures()), ""
     tables = Tables(values.out, rows, rate, _about(values, bench.device, rate), values.size == "full")
     with ended_at(deadline + GRACE, tables):
         for row in rows:
@@ -312,7 +323,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("cuda"), help="folder for table.md and table.json")
     parser.add_argument("--models", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these alone, in this order; also patterns")
-    parser.add_argument("--list", action="store_true", help="print the names of all rows, and end")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print the names of all rows and the GiB that they need by estimate, and end",
+    )
     parser.add_argument("--minutes", type=float, default=9, help="no row starts after them (default 9)")
     parser.add_argument("--row-seconds", type=float, default=6, help="timed seconds of a row (default 6)")
     parser.add_argument("--device", choices=MATMUL_SIDE, default="cuda")
@@ -320,7 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its kernels; a trial")
     values = parser.parse_args(arguments)
     if values.list:
-        print("\n".join(row.name for row in ROWS))
+        known = figures()
+        print("\n".join(f"{row.name:32} {known.get(row.name, '')}".rstrip() for row in ROWS))
         return 0
     try:
         chosen(values)

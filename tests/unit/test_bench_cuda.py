@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
+import cuda_memory
 import cuda_rows
 import cuda_speed
 import full_size_step
@@ -147,25 +148,57 @@ def _bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, minutes: float = 1, 
     flops = Flops(unet=1e12, vae=0.0, text=0.0)
     monkeypatch.setattr(cuda_speed.Bench, "_model", lambda self, name: (None, [0] * 8, flops))
     monkeypatch.setattr(
-        cuda_speed.Bench, "_contender", lambda self, row, model, cache, micro: Scripted(micro, **script)
+        cuda_speed.Bench, "_contender", lambda self, row, model, cache: Scripted(row.micro, **script)
     )
     values = Namespace(size="full", device="cpu", row_seconds=0.01)
     return cuda_speed.Bench(values, tmp_path, time.monotonic() + 60 * minutes)
 
 
-def test_a_row_out_of_memory_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rows_larger_than_the_card_are_not_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the estimate: two pairs of SDXL need an H200; one fits an H100, and stands in for two there."""
+    monkeypatch.setattr(cuda_speed, "gib_of", lambda device: 79.2)
+    bench = _bench(monkeypatch, tmp_path)
+    known = cuda_memory.figures()
+    two, one, eight = (Row.named(f"sdxl-{name}") for name in ("2-bf16", "1-bf16", "8-bf16-checkpointing"))
+    assert known[one.name] < 0.9 * 79.2 < known[two.name]
+    found = bench.measure(two)
+    assert found["note"] == f"not run: needs {known[two.name]} GiB by estimate, the card has 79"
+    assert found["estimated_gb"] == known[two.name]
+    assert "note" not in bench.measure(one)
+    assert cuda_memory.with_smaller([two, eight], 79.2, known) == [two, one, eight]
+    assert cuda_memory.with_smaller([two, eight, one], 79.2, known) == [two, eight, one]
+    assert cuda_memory.with_smaller([two, eight], 139.7, known) == [two, eight]
+    monkeypatch.setattr(cuda_speed, "gib_of", lambda device: 139.7)
+    assert "note" not in _bench(monkeypatch, tmp_path).measure(two)
+
+
+def test_a_row_out_of_memory_is_told_beside_its_estimate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     bench = _bench(monkeypatch, tmp_path, fits=4)
+    gib = cuda_memory.figures()["sd15-16-bf16-channels_last"]
     found = bench.measure(Row("sd15", 16, LAST))
-    assert found["micro_batch"] == 4
-    assert found["flops_per_pair"] == 8e12
-    assert found["pairs_per_second"][0] == pytest.approx(8 / 0.001, rel=0.9)
-    assert "note" not in found
-    usual = bench.measure(Row("sd15", 16))  # its micro-batch is what is asked about
-    assert usual["note"] == "out of memory"
-    assert usual["micro_batch"] == 16
-    nothing = _bench(monkeypatch, tmp_path, fits=0).measure(Row("sd15", 16, LAST))
-    assert nothing["note"] == "out of memory"
-    assert nothing["micro_batch"] == 1
+    assert found["note"] == f"out of memory, against an estimate of {gib} GiB"
+    assert found["micro_batch"] == 16
+    assert bench.measure(Row("sd15", 16))["note"] == "out of memory"
+    fits = bench.measure(Row("sd15", 4, BF16))
+    assert fits["flops_per_pair"] == 8e12
+    assert fits["pairs_per_second"][0] == pytest.approx(8 / 0.001, rel=0.9)
+    assert "note" not in fits
+
+
+def test_every_row_of_our_own_has_a_figure() -> None:
+    known = cuda_memory.figures()
+    assert list(known) == [row.name for row in ROWS if not row.usual]
+    assert known["sd15-1-bf16"] < known["sd15-4-bf16"] < known["sd15-16-bf16"] < known["sd15-32-bf16"]
+    assert known["sd15-16-bf16-checkpointing"] < known["sd15-16-bf16"]
+    assert sum(not cuda_memory.too_large(row, 79.2, known) for row in ROWS) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15-4-bf16", "sdxl-1-bf16-cached"])
+def test_figures_of_rows_are_those_of_the_estimate(name: str) -> None:
+    assert cuda_memory.needed(Row.named(name)) == pytest.approx(cuda_memory.figures()[name], rel=0.01)
 
 
 def test_a_row_that_fails_costs_no_other(
@@ -237,7 +270,9 @@ def test_rows_are_chosen_by_name_in_the_order_given(capsys: pytest.CaptureFixtur
     assert cuda_speed.main([*SMALL, "--rows", "sd15-8-bf17"]) == 2
     assert "bf17 after the micro-batch, not usual, fp32, bf16" in capsys.readouterr().err
     assert cuda_speed.main(["--list"]) == 0
-    listed = capsys.readouterr().out.split()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = [line[0] for line in lines]
+    assert {line[0]: float(line[1]) for line in lines if len(line) > 1} == cuda_memory.figures()
     assert listed == [row.name for row in ROWS]
     assert [Row.named(name) for name in listed] == list(ROWS)
     assert listed.index("sd15-16-bf16") < listed.index("sd15-16-bf16-channels_last")
