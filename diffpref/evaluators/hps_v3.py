@@ -71,7 +71,9 @@ class Network(nn.Module):
         hidden = language(
             inputs_embeds=embedded.masked_scatter(of_image, seen), position_ids=places, use_cache=False
         ).last_hidden_state
-        state = hidden[tokens == reward].float()
+        # by place: a mask as an index makes the host wait for the count of its true values
+        place = (tokens == reward).int().argmax(dim=1)
+        state = hidden[torch.arange(len(tokens), device=tokens.device), place].float()
         state = self.rm_head["0"](state).relu()
         return self.rm_head["5"](self.rm_head["3"](state).relu())
 

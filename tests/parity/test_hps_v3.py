@@ -54,6 +54,14 @@ def test_inputs_equal_the_published_package(evaluator: HpsV3) -> None:
         assert sums.tolist() == golden["pixels"]
 
 
+def test_the_passes_of_a_call_are_fetched_together(evaluator: HpsV3, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[torch.Size] = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self.shape) or cpu(self))
+    evaluator.score([picture(64, 64), picture(30, 90), picture(64, 64)], ["a red fox", "a dog", "at dawn"])
+    assert fetched == [(3, 2)]
+
+
 def test_rows_of_a_pass_change_scores_by_rounding_alone(folder: Path) -> None:
     """As on a GPU, where pairs of one shape go together."""
     images = [picture(64, 64, seed) for seed in range(5)] + [picture(30, 90)]

@@ -43,6 +43,16 @@ def evaluator(folder: Path) -> VqaScore:
     return load(Runtime(str(folder)))
 
 
+def test_the_passes_of_a_call_are_fetched_together(
+    evaluator: VqaScore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[torch.Size] = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self.shape) or cpu(self))
+    evaluator.score(IMAGES, PROMPTS)
+    assert [shape for shape in fetched if len(shape) == 2] == [(len(IMAGES), 2)]  # others are of a processor
+
+
 def of_llava(network: Any, processor: Any, image: Any, prompt: str) -> torch.Tensor:
     text = f"<s>user: <image>\n{asked(prompt)}assistant:"
     inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)

@@ -88,7 +88,8 @@ class Detector:
         probabilities = class_logits.softmax(-1)[:, :-1]
         classes = probabilities.shape[1]
         best, places = probabilities.flatten().topk(min(MAX_DETECTIONS, probabilities.numel()))
-        found = []
+        likely: list[tuple[str, float]] = []
+        masks, shares = [], []
         for probability, place in zip(best.tolist(), places.tolist(), strict=True):
             name = self.names.get(place % classes)
             if name is None or probability <= THRESHOLD:  # the mask can only lower it
@@ -99,11 +100,15 @@ class Detector:
                 mask[..., : resized[0], : resized[1]], original, mode="bilinear", align_corners=False
             )[0, 0]
             inside = mask > 0
-            score = probability * float((mask.sigmoid() * inside).sum() / (inside.sum() + 1e-6))
-            if score > THRESHOLD:
-                filled = inside.cpu().numpy()
-                found.append(Detection(name, score, _box(filled), filled))
-        return found
+            likely.append((name, probability))
+            masks.append(inside)
+            shares.append((mask.sigmoid() * inside).sum() / (inside.sum() + 1e-6))
+        if not likely:
+            return []
+        scores = [p * share for (_, p), share in zip(likely, torch.stack(shares).tolist(), strict=True)]
+        kept = [number for number, score in enumerate(scores) if score > THRESHOLD]
+        filled = torch.stack(masks).cpu().numpy()  # of all objects at once: one wait
+        return [Detection(likely[n][0], scores[n], _box(filled[n]), filled[n]) for n in kept]
 
 
 def prepare(image: Image.Image) -> tuple[Tensor, tuple[int, int]]:
