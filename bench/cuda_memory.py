@@ -13,35 +13,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cuda_rows import BATCH, ROWS, Row
+from published import config_of
 
-from diffpref.config.loading import parse_train_config
 from diffpref.estimate import GIB, estimate
 from diffpref.families.architectures import ARCHITECTURES
 from diffpref.training.micro_batch import HEADROOM
 
 FILE = Path(__file__).with_suffix(".json")
 NOT_SEEN = ("train.compile", "train.channels_last", "train.tf32")
-"""What an estimate cannot tell apart. Compiled blocks hold less: their figure is an upper bound."""
+"""What an estimate cannot tell apart."""
 
 
 def needed(row: Row) -> float:
     """GiB at the peak of a step, for a row of diffpref's own training."""
     switches = {name: value for name, value in (row.switches or {}).items() if name not in NOT_SEEN}
-    return _estimated(row.model, row.micro, json.dumps(switches, sort_keys=True))
+    return _estimated(row.model, row.micro, tuple(sorted(switches.items())))
 
 
 @cache
-def _estimated(model: str, micro: int, switches: str) -> float:
-    tree = {
-        "model": {"base": f"architecture:{model}"},
-        "data": {"pairs": "noise", "resolution": ARCHITECTURES[model].resolution},
-        "objective": {"name": "dpo"},
-        "train": {"steps": 64, "learning_rate": 1e-8},
-    }
+def _estimated(model: str, micro: int, switches: tuple[tuple[str, Any], ...]) -> float:
     sizes = {"train.batch_size": BATCH[model], "train.micro_batch": micro}
-    config = parse_train_config(tree, {**json.loads(switches), **sizes}, source="bench")
+    side = ARCHITECTURES[model].resolution
+    config = config_of(f"architecture:{model}", side, {**dict(switches), **sizes})
     return round(estimate(config).peak / GIB, 1)
 
 

@@ -168,8 +168,9 @@ ROWS = (
 )
 
 Result = dict[str, Any]
-"""Of a row: model, what, how, micro_batch; note, where it was not measured; else pairs_per_second (median and
-quartiles), peak_memory_gb, flops_per_pair and further numbers for the JSON file."""
+"""Of a row: model, what, how, micro_batch, estimated_gb; note, where it was not measured; else
+pairs_per_second (median and quartiles), peak_memory_gb, flops_per_pair and further numbers for the JSON
+file."""
 
 
 def markdown(results: Sequence[Result], rate: float, goals: bool, about: str) -> str:

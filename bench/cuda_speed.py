@@ -86,23 +86,17 @@ class Bench:
         self._full = values.size == "full"
         self.device = torch.device(values.device)
         self._models: dict[str, tuple[Published, EncodedPairs, Flops]] = {}
-        self._limits, self._estimates = LimitsReached(), figures()
-        self._memory = gib_of(self.device)
+        self._limits = LimitsReached()
+        self.memory, self.estimates = gib_of(self.device), figures()
 
     def measure(self, row: Row) -> Result:
         """Never raises: a row that cannot be measured has a note in place of numbers."""
-        result: Result = {
-            "model": row.model,
-            "what": row.what,
-            "how": row.how,
-            "micro_batch": row.micro,
-            "estimated_gb": self._estimates.get(row.name) if self._full else None,
-        }
+        result = _named(row) | {"estimated_gb": self.estimates.get(row.name) if self._full else None}
         if row.for_cuda and self.device.type != "cuda":
             return result | {"note": f"not run: {row.for_cuda} is for CUDA"}
         if self._deadline - time.monotonic() < (row.needs if self._full else 0):
             return result | {"note": NO_TIME}
-        if self._full and (why := too_large(row, self._memory, self._estimates)):
+        if self._full and (why := too_large(row, self.memory, self.estimates)):
             return result | {"note": why}
         found = self._attempt(row)
         self._forget()
@@ -112,7 +106,7 @@ class Bench:
         try:
             return self._timed(row)
         except torch.OutOfMemoryError:
-            gib = self._estimates.get(row.name)
+            gib = self.estimates.get(row.name)
             return {"note": f"out of memory{f', against an estimate of {gib:g} GiB' if gib else ''}"}
         except Exception as error:  # a row that fails must not cost the others
             traceback.print_exc()
@@ -210,7 +204,8 @@ class Tables:
     def late(self) -> None:
         left = self._rows[len(self.results) :]
         notes = ["cut off: the time is up", *[NO_TIME] * len(left)]
-        print(self._write([*self.results, *map(_named, left, notes)]), flush=True)
+        late = [_named(row) | {"note": note} for row, note in zip(left, notes, strict=False)]
+        print(self._write([*self.results, *late]), flush=True)
 
     def _write(self, results: list[Result]) -> str:
         table = markdown(results, self._rate, self._goals, self._about)
@@ -220,14 +215,8 @@ class Tables:
         return table
 
 
-def _named(row: Row, note: str) -> Result:
-    return {
-        "model": row.model,
-        "what": row.what,
-        "how": row.how,
-        "micro_batch": row.micro,
-        "note": note,
-    }
+def _named(row: Row) -> Result:
+    return {"model": row.model, "what": row.what, "how": row.how, "micro_batch": row.micro}
 
 
 @contextmanager
@@ -296,7 +285,7 @@ def run(values: argparse.Namespace, work: Path) -> list[Result]:
     deadline = time.monotonic() + 60 * values.minutes
     bench = Bench(values, work, deadline)
     rate = matmul_rate(bench.device, 2.0 if values.size == "full" else 0.05)
-    rows, table = with_smaller(chosen(values), gib_of(bench.device), figures()), ""
+    rows, table = with_smaller(chosen(values), bench.memory, bench.estimates), ""
     tables = Tables(values.out, rows, rate, _about(values, bench.device, rate), values.size == "full")
     with ended_at(deadline + GRACE, tables):
         for row in rows:

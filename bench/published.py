@@ -122,14 +122,19 @@ class Published:
         return stepper
 
     def config(self, switches: Mapping[str, Any]) -> TrainConfig:
-        tree = {
-            "model": {"base": str(self.folder)},
-            "data": {"pairs": "noise", "resolution": self.side},
-            "objective": {"name": switches.get("objective.name", "dpo")},
-            "train": {"steps": 64, "learning_rate": 1e-8},
-            "log": {"tensorboard": False},
-        }
-        return parse_train_config(tree, switches, source="bench")
+        return config_of(str(self.folder), self.side, switches)
 
     def _text_configs(self) -> list[dict[str, Any]]:
         return [config | self._small.get("text", {}) for config in self._kind.texts]
+
+
+def config_of(base: str, side: int, switches: Mapping[str, Any]) -> TrainConfig:
+    """Of a training on noise; DPO, unless `switches` name another objective."""
+    tree = {
+        "model": {"base": base},
+        "data": {"pairs": "noise", "resolution": side},
+        "objective": {"name": switches.get("objective.name", "dpo")},
+        "train": {"steps": 64, "learning_rate": 1e-8},
+        "log": {"tensorboard": False},
+    }
+    return parse_train_config(tree, switches, source="bench")

@@ -21,6 +21,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture
+def fetched(monkeypatch):
+    """Shapes of the tensors that are taken to the host from now on."""
+    import torch
+
+    shapes: list[torch.Size] = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: shapes.append(self.shape) or cpu(self))
+    return shapes
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Two CPU workers on this machine, one cluster for all tests that use it: to start it takes seconds."""

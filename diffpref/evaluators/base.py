@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -47,7 +46,7 @@ class Runtime:
     dtype: Dtype = "fp32"
     batch: int = 32
 
-    @cached_property
+    @property
     def chosen_device(self) -> str:
         """``device``, or the best there is; asked only when a network is loaded, for it imports torch."""
         return self.device or best_device()

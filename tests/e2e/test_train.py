@@ -165,8 +165,7 @@ def test_micro_batches_do_not_change_the_result(world, tmp_path):
     one, _ = run(world, tmp_path, "one")
     four, _ = run(world, tmp_path, "four", train__micro_batch=1)
     for a, b in zip(metrics(one), metrics(four), strict=True):
-        # the loss sees the rounding of the errors times beta
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a["margin"] == pytest.approx(b["margin"], abs=1e-5)
 
 
@@ -316,8 +315,8 @@ def test_latents_that_are_not_cached_train_the_same(world, tmp_path):
     live, _ = run(world, tmp_path, "live", data__flip="shared", data__cache_latents=False)
     assert not (live / "cache/train/latents").exists()
     for a, b in zip(metrics(cached), metrics(live), strict=True):
-        # the loss sees the rounding of the errors times beta
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        # the loss sees what rounding does to the margin, up to 5e-6, times beta
+        assert a["loss"] == pytest.approx(b["loss"], abs=200 * 5e-6)
         assert a["winner_error"] == pytest.approx(b["winner_error"], rel=1e-5)
 
 

@@ -56,6 +56,8 @@ def test_no_step_waits_for_the_device(tmp_path, changes, precision):
     torch.cuda.set_sync_debug_mode("error")
     try:
         one.take(4)
+        with pytest.raises(RuntimeError, match="synchronizing"):  # or nothing was watched
+            torch.ones(1, device=DEVICE).item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     one.settle()

@@ -54,10 +54,7 @@ def test_inputs_equal_the_published_package(evaluator: HpsV3) -> None:
         assert sums.tolist() == golden["pixels"]
 
 
-def test_the_passes_of_a_call_are_fetched_together(evaluator: HpsV3, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[torch.Size] = []
-    cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self.shape) or cpu(self))
+def test_the_passes_of_a_call_are_fetched_together(evaluator: HpsV3, fetched: list[torch.Size]) -> None:
     evaluator.score([picture(64, 64), picture(30, 90), picture(64, 64)], ["a red fox", "a dog", "at dawn"])
     assert fetched == [(3, 2)]
 

@@ -86,12 +86,7 @@ def test_the_score_is_the_class_times_the_mean_of_the_mask(detector: Detector) -
     assert [d.score for d in whole] == pytest.approx([0.5 * inside, 0.45 * inside], abs=1e-6)  # 0.41: below
 
 
-def test_all_objects_of_an_image_are_fetched_together(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched: list[torch.Size] = []
-    cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self.shape) or cpu(self))
+def test_all_objects_of_an_image_are_fetched_together(detector: Detector, fetched: list[torch.Size]) -> None:
     masks = torch.full((2, 8, 8), 20.0)
     found = detector.detections(logits((0, DOG, 0.9), (1, DOG, 0.8)), masks, (32, 32), (24, 32), (24, 32))
     assert [one.score for one in found] == pytest.approx([0.9, 0.8], abs=1e-5)

@@ -88,8 +88,8 @@ class Detector:
         probabilities = class_logits.softmax(-1)[:, :-1]
         classes = probabilities.shape[1]
         best, places = probabilities.flatten().topk(min(MAX_DETECTIONS, probabilities.numel()))
-        likely: list[tuple[str, float]] = []
-        masks, shares = [], []
+        likely: list[tuple[str, float, Tensor]] = []
+        fills: list[Tensor] = []
         for probability, place in zip(best.tolist(), places.tolist(), strict=True):
             name = self.names.get(place % classes)
             if name is None or probability <= THRESHOLD:  # the mask can only lower it
@@ -100,15 +100,21 @@ class Detector:
                 mask[..., : resized[0], : resized[1]], original, mode="bilinear", align_corners=False
             )[0, 0]
             inside = mask > 0
-            likely.append((name, probability))
-            masks.append(inside)
-            shares.append((mask.sigmoid() * inside).sum() / (inside.sum() + 1e-6))
-        if not likely:
+            likely.append((name, probability, inside))
+            fills.append((mask.sigmoid() * inside).sum() / (inside.sum() + 1e-6))
+        means = torch.stack(fills).tolist() if fills else []  # of all objects at once: one wait
+        kept = [
+            (name, score, inside)
+            for (name, probability, inside), mean in zip(likely, means, strict=True)
+            if (score := probability * mean) > THRESHOLD
+        ]
+        if not kept:
             return []
-        scores = [p * share for (_, p), share in zip(likely, torch.stack(shares).tolist(), strict=True)]
-        kept = [number for number, score in enumerate(scores) if score > THRESHOLD]
-        filled = torch.stack(masks).cpu().numpy()  # of all objects at once: one wait
-        return [Detection(likely[n][0], scores[n], _box(filled[n]), filled[n]) for n in kept]
+        masks = torch.stack([inside for _, _, inside in kept]).cpu().numpy()
+        return [
+            Detection(name, score, _box(mask), mask)
+            for (name, score, _), mask in zip(kept, masks, strict=True)
+        ]
 
 
 def prepare(image: Image.Image) -> tuple[Tensor, tuple[int, int]]:
